@@ -1,0 +1,1 @@
+"""Run folder → `.mar`: stage the files, build with torch-model-archiver, move into the model store."""

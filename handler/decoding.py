@@ -1,0 +1,114 @@
+"""Encoded image bytes → `uint8[C,H,W]`: the only preprocessing there is.
+
+Training evaluates through `decode` and the worker serves through it, so what was measured and what is served
+cannot drift apart. Normalisation is inside the exported model.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from handler.errors import ImageTooLarge, InvalidRequest, RequestError, UnsupportedImage
+from handler.settings import HandlerSettings
+
+# Raster formats that this Pillow decodes from memory by itself.
+Image.init()
+FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if f in Image.OPEN)
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_BACKGROUND = "white"
+
+
+def decode(data: bytes | bytearray, settings: HandlerSettings) -> torch.Tensor:
+    """Decode one image to the model's input.
+
+    Returns:
+        uint8[C,H,W] in 0..255 with C = `settings.channels` and H = W = `settings.crop_size`.
+
+    Raises:
+        RequestError: the bytes are empty, not an image, damaged, or larger than the settings allow.
+    """
+    return fit(open_image(data, settings), settings)
+
+
+def open_image(data: bytes | bytearray, settings: HandlerSettings) -> Image.Image:
+    """Decode to an upright image of mode "L" or "RGB", by `settings.channels`.
+
+    A JPEG much larger than needed is decoded at a half, a quarter or an eighth of its size.
+
+    Raises:
+        RequestError: as `decode`. Size and shape are judged from the header, before any pixel is decoded.
+    """
+    if not data:
+        raise InvalidRequest("the request holds no image: send the encoded file as the body")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageTooLarge(f"the image has more than {settings.max_pixels} pixels") from None
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    except Exception as error:  # Pillow's parsers raise anything from struct.error to KeyError on hostile headers.
+        raise InvalidRequest(f"the image header cannot be read: {error}") from error
+    _check_size(image, settings)
+    # Twice the target keeps the difference from a full decode below what changes a prediction.
+    image.draft(None, (2 * settings.resize_size, 2 * settings.resize_size))
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        return _to_mode(image, "L" if settings.channels == 1 else "RGB")
+    except Exception as error:  # as above, for pixel data
+        raise InvalidRequest(f"the {image.format or 'image'} data is damaged: {error}") from error
+
+
+def fit(image: Image.Image, settings: HandlerSettings) -> torch.Tensor:
+    """Resize the shorter side to `resize_size` and cut the central `crop_size` square, in one resampling.
+
+    Returns:
+        uint8[C,H,W] in 0..255.
+    """
+    side = min(image.size) * settings.crop_size / settings.resize_size
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    fitted = image.resize(
+        (settings.crop_size, settings.crop_size),
+        _RESAMPLING[settings.interpolation],
+        box=(left, top, left + side, top + side),
+    )
+    return to_tensor(fitted)
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """An image of mode "L" or "RGB" as uint8[C,H,W], contiguous."""
+    pixels = np.array(image)
+    if pixels.ndim == 2:
+        return torch.from_numpy(pixels).unsqueeze(0)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _unidentified(data: bytes | bytearray) -> RequestError:
+    """Tell a damaged image from something that is none, by the signature that each format begins with."""
+    for name in FORMATS:
+        accepts = Image.OPEN[name][1]
+        if accepts is not None and accepts(bytes(data[:16])) is True:
+            return InvalidRequest(f"the {name} header is damaged, or the image has no pixels")
+    return UnsupportedImage(f"not an image in a format that is taken ({', '.join(FORMATS)})")
+
+
+def _check_size(image: Image.Image, settings: HandlerSettings) -> None:
+    width, height = image.size
+    if width * height > settings.max_pixels:
+        raise ImageTooLarge(f"{width}×{height} pixels are more than the {settings.max_pixels} allowed")
+    if max(width, height) > settings.max_aspect * min(width, height):
+        raise ImageTooLarge(f"{width}×{height} is longer than the {settings.max_aspect:g}:1 allowed")
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: "I;16" and, from older files, "I"
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, _BACKGROUND)
+        image = Image.alpha_composite(background, image)
+    return image if image.mode == mode else image.convert(mode)

@@ -1,0 +1,63 @@
+"""The `handler:` section of `model-config.yaml`: one schema, written by training and read by the worker.
+
+Unknown keys, missing keys and wrong types are errors that name the key and what was expected.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used; the message lists every key that is wrong."""
+
+
+class HandlerSettings(BaseModel):
+    """How encoded images become model input, and how probabilities become an answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    channels: Literal[1, 3]
+    """1 for grey, 3 for RGB; images of the other kind are converted."""
+    resize_size: int = Field(gt=0)
+    """Length of the shorter side after resizing, in pixels."""
+    crop_size: int = Field(gt=0)
+    """Side of the square cut from the centre: height and width of the model's input, in pixels."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Both are antialiased, as Pillow does it."""
+    top_k: int = Field(default=5, gt=0)
+    """How many classes an answer names; fewer where the model has fewer."""
+    max_pixels: int = Field(default=50_000_000, gt=0)
+    """Larger images are refused from their header. 50 megapixels hold any phone's photograph."""
+    max_aspect: float = Field(default=20.0, ge=1)
+    """Longer side over shorter side; above it a resize to `resize_size` would need unbounded memory."""
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> HandlerSettings:
+        if self.crop_size > self.resize_size:
+            raise ValueError(f"crop_size {self.crop_size} is larger than resize_size {self.resize_size}")
+        return self
+
+    @classmethod
+    def parse(cls, section: Any, source: str) -> HandlerSettings:
+        """Check `section`, the parsed YAML found in `source`.
+
+        Raises:
+            SettingsError: naming `source` and every wrong key.
+        """
+        try:
+            return cls.model_validate(section)
+        except ValidationError as error:
+            raise SettingsError(f"{source}: {describe_errors(error)}") from None
+
+
+def describe_errors(error: ValidationError) -> str:
+    """Every wrong key of a schema in one line: where it is, what was expected, what was found."""
+    problems = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "(the whole)"
+        found = "" if problem["type"] in ("missing", "value_error") else f", found {problem['input']!r}"
+        problems.append(f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}{found}")
+    return "; ".join(problems)

@@ -1,0 +1,80 @@
+"""TorchServe's `.properties` file: the five ports it opens, and a copy of it on other ports."""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from server.errors import ConfigError, PortTaken
+
+# The keys that open a port, in the order in which --port N counts them, with TorchServe's defaults.
+_PORT_KEYS = {
+    "inference_address": "http://127.0.0.1:8080",
+    "management_address": "http://127.0.0.1:8081",
+    "metrics_address": "http://127.0.0.1:8082",
+    "grpc_inference_port": "7070",
+    "grpc_management_port": "7071",
+}
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The lines of a `.properties` file."""
+
+    text: str
+
+    @classmethod
+    def read(cls, path: Path) -> ServerConfig:
+        """Raises:
+        ConfigError: there is no such file.
+        """
+        try:
+            return cls(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+
+    def value(self, key: str) -> str:
+        """What the file says, or TorchServe's default."""
+        found = re.findall(rf"^{key}=(.*)$", self.text, flags=re.MULTILINE)
+        return found[-1].strip() if found else _PORT_KEYS[key]
+
+    def on_ports(self, first: int) -> ServerConfig:
+        """The same configuration on five ports from `first`, in the order of `_PORT_KEYS`."""
+        text = self.text
+        for offset, key in enumerate(_PORT_KEYS):
+            port = str(first + offset)
+            line = f"{key}={re.sub(r'[0-9]+$', port, self.value(key))}"
+            text, replaced = re.subn(rf"^{key}=.*$", line, text, flags=re.MULTILINE)
+            text += "" if replaced else f"{line}\n"
+        return ServerConfig(text)
+
+    @property
+    def ports(self) -> dict[str, tuple[str, int]]:
+        """Host and port of each key that opens one."""
+        result = {}
+        for key in _PORT_KEYS:
+            value = self.value(key)
+            try:
+                parts = urlsplit(value if "://" in value else f"grpc://127.0.0.1:{value}")
+                result[key] = (parts.hostname or "127.0.0.1", parts.port or 80)
+            except ValueError:
+                raise ConfigError(f"{key}={value}: expected an address such as {_PORT_KEYS[key]}") from None
+        return result
+
+    def check_ports(self) -> None:
+        """Raises:
+        PortTaken: naming the first port that cannot be opened, and how to choose others.
+        """
+        for key, (host, port) in self.ports.items():
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    raise PortTaken(
+                        f"port {port} ({key}) cannot be opened: {error.strerror}. Stop what uses it, or choose five "
+                        f"other ports with --port N, for example --port {port + 1000 if port < 64000 else 18080}"
+                    ) from None

@@ -1,0 +1,28 @@
+"""Why a server was not started or stopped.
+
+ServerError
+├── AlreadyRunning  this run directory has a server
+├── PortTaken       another process listens on a port that is needed
+├── ConfigError     the configuration file or a folder is missing or wrong
+└── StartFailed     TorchServe ended, or a model did not become ready
+"""
+
+
+class ServerError(Exception):
+    """The base: `python -m server` prints its message in one line and exits 1."""
+
+
+class AlreadyRunning(ServerError):
+    pass
+
+
+class PortTaken(ServerError):
+    pass
+
+
+class ConfigError(ServerError):
+    pass
+
+
+class StartFailed(ServerError):
+    pass

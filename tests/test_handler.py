@@ -1,0 +1,197 @@
+"""The handler without Java: batches through a context that behaves as TorchServe's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from ts.context import Context, RequestProcessor
+
+from handler.golden import GoldenMismatch
+from handler.image_classifier import ImageClassifier
+from handler.settings import SettingsError
+from tests.images import BAD
+
+
+def make_context(model_dir: Path, rows: int = 0) -> Context:
+    """TorchServe's own context of a worker that loads `model_dir`, for a batch of `rows`."""
+    context = Context(
+        model_name="lenet5-digits",
+        model_dir=str(model_dir),
+        manifest={"model": {"serializedFile": "model.pt"}},
+        batch_size=32,
+        gpu=None,
+        mms_version="0.12.0",
+        model_yaml_config=yaml.safe_load((model_dir / "model-config.yaml").read_text()),
+    )
+    context.request_processor = [RequestProcessor({}) for _ in range(rows)]
+    return context
+
+
+def load(model_dir: Path) -> ImageClassifier:
+    classifier = ImageClassifier()
+    threads = torch.get_num_threads()
+    try:
+        classifier.initialize(make_context(model_dir))
+    finally:
+        torch.set_num_threads(threads)
+    return classifier
+
+
+def ask(classifier: ImageClassifier, model_dir: Path, bodies: list[Any]) -> tuple[list[Any], list[int]]:
+    """Answers and statuses of one batch with a raw body in each row."""
+    context = make_context(model_dir, len(bodies))
+    answers = classifier.handle([body if isinstance(body, dict) else {"body": body} for body in bodies], context)
+    assert isinstance(answers, list)
+    return [json.loads(answer) for answer in answers], [context.get_response_status(i)[0] for i in range(len(bodies))]
+
+
+@pytest.fixture(scope="module")
+def classifier(run: Path) -> ImageClassifier:
+    return load(run)
+
+
+@pytest.fixture
+def broken(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run folder to break."""
+    return Path(shutil.copytree(run, tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("size", range(1, 33))
+def test_every_batch_size_answers_every_row(classifier: ImageClassifier, run: Path, size: int) -> None:
+    """Whatever the size of the batch, each row gets the answer that it gets alone."""
+    images = [path.read_bytes() for path in sorted((run / "golden").glob("*.png"))]
+    batch = [images[i % len(images)] for i in range(size)]
+    answers, statuses = ask(classifier, run, batch)
+    assert statuses == [200] * size
+    for i, answer in enumerate(answers):
+        [alone], _ = ask(classifier, run, [batch[i]])
+        assert list(answer) == list(alone)
+        assert answer == pytest.approx(alone, abs=1e-6)
+
+
+def test_answers_are_the_top_k_in_falling_order(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
+    """The usual body of TorchServe's image_classifier: {label: probability}, the best first."""
+    [answer], _ = ask(classifier, run, [digit])
+    assert len(answer) == 5
+    assert list(answer.values()) == sorted(answer.values(), reverse=True)
+    assert set(answer) <= set("0123456789")
+
+
+@pytest.mark.parametrize("position", [0, 3, 7])
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_fails_alone(classifier: ImageClassifier, run: Path, digit: bytes, name: str, position: int) -> None:
+    """Seven good rows beside a bad one are answered to the last digit as without it."""
+    body, code = BAD[name]
+    good, _ = ask(classifier, run, [digit] * 7)
+    batch = [digit] * 7
+    batch.insert(position, body)
+    answers, statuses = ask(classifier, run, batch)
+    refused = answers.pop(position)
+    assert refused["code"] == code == statuses.pop(position)
+    assert refused.keys() == {"code", "type", "message"}
+    assert answers == good
+    assert statuses == [200] * 7
+
+
+def test_a_batch_of_bad_rows_only(classifier: ImageClassifier, run: Path) -> None:
+    """No good row at all is no reason to fail."""
+    answers, statuses = ask(classifier, run, [body for body, _ in BAD.values()])
+    assert statuses == [code for _, code in BAD.values()] == [answer["code"] for answer in answers]
+
+
+def test_several_files_in_one_request_are_a_list(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
+    """A multipart request of several files is answered in order, with the error in its own place."""
+    request = {"first": bytearray(digit), "second": bytearray(b"no image"), "third": bytearray(digit)}
+    [[first, second, third]], statuses = ask(classifier, run, [request])
+    assert statuses == [200]
+    assert first == third
+    assert second["code"] == 415
+
+
+@pytest.mark.parametrize("request_fields", [{}, {"body": {"instances": []}}, {"body": "text"}])
+def test_requests_without_an_image_are_the_clients_mistake(
+    classifier: ImageClassifier, run: Path, digit: bytes, request_fields: dict[str, Any]
+) -> None:
+    """No body, JSON or text: a 4xx for that row, and the neighbour is answered."""
+    (refused, answer), (status, neighbour) = ask(classifier, run, [request_fields, digit])
+    assert refused["code"] == status
+    assert 400 <= status < 500
+    assert neighbour == 200
+    assert len(answer) == 5
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_golden_check_refuses_changed_weights(broken: Path) -> None:
+    """An archive whose model is not the measured one does not load."""
+    model = torch.jit.load(str(broken / "model.pt"))
+    with torch.no_grad():
+        next(iter(model.parameters())).mul_(0.5)
+    model.save(str(broken / "model.pt"))
+    with pytest.raises(GoldenMismatch, match=r"digit-\d+\.png, class '\d': .* instead of"):
+        load(broken)
+
+
+def test_golden_check_refuses_swapped_labels(broken: Path) -> None:
+    """Nor does one whose labels were changed."""
+    mapping = json.loads((broken / "index_to_name.json").read_text())
+    mapping["0"], mapping["1"] = mapping["1"], mapping["0"]
+    (broken / "index_to_name.json").write_text(json.dumps(mapping))
+    with pytest.raises(GoldenMismatch, match="labels are"):
+        load(broken)
+
+
+def test_golden_check_refuses_a_changed_resize(broken: Path) -> None:
+    """Nor one that prepares images differently."""
+    edit(broken / "model-config.yaml", "resize_size: 32", "resize_size: 40")
+    with pytest.raises(GoldenMismatch, match="instead of"):
+        load(broken)
+
+
+def test_golden_check_needs_golden_images(broken: Path) -> None:
+    """Taking the golden answers away does not take the check away."""
+    shutil.rmtree(broken / "golden")
+    with pytest.raises(GoldenMismatch, match="cannot be read"):
+        load(broken)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "complaint"),
+    [
+        (None, "missing or empty"),
+        ({"0": "a", "2": "b"}, "must number its classes"),
+        ({"0": "a", "1": "a"}, "names two classes alike"),
+    ],
+)
+def test_labels_must_number_every_class_once(broken: Path, mapping: dict[str, str] | None, complaint: str) -> None:
+    """A mapping that cannot name every output refuses to load."""
+    file = broken / "index_to_name.json"
+    file.unlink() if mapping is None else file.write_text(json.dumps(mapping))
+    with pytest.raises(ValueError, match=complaint):
+        load(broken)
+
+
+def test_too_few_labels_refuse_to_load(broken: Path) -> None:
+    """Labels and model outputs must be equally many."""
+    mapping = json.loads((broken / "index_to_name.json").read_text())
+    del mapping["9"]
+    (broken / "index_to_name.json").write_text(json.dumps(mapping))
+    with pytest.raises(GoldenMismatch):
+        load(broken)
+
+
+def test_unknown_settings_refuse_to_load(broken: Path) -> None:
+    """A misspelt key is an error, not a default."""
+    edit(broken / "model-config.yaml", "top_k:", "topk:")
+    with pytest.raises(SettingsError, match="topk"):
+        load(broken)

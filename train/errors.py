@@ -1,0 +1,28 @@
+"""What can be wrong before or during training, each with a message that says where and what to do.
+
+TrainingError
+├── RecipeError     a recipe that does not exist, or a key or value in it that cannot be used
+├── DataError       images or labels that cannot be trained on
+├── RunFolderError  a run folder that is in the way, unfinished or incomplete
+└── ExportError     the exported model does not answer as the trained one
+"""
+
+
+class TrainingError(Exception):
+    """The base: `python -m train` prints its message in one line and exits 1."""
+
+
+class RecipeError(TrainingError):
+    pass
+
+
+class DataError(TrainingError):
+    pass
+
+
+class RunFolderError(TrainingError):
+    pass
+
+
+class ExportError(TrainingError):
+    pass

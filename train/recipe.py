@@ -1,0 +1,127 @@
+"""Recipes: one YAML file states the data, the model, the training and how the result is served.
+
+Every key is checked; `--set training.epochs=3` overrides one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from handler.settings import HandlerSettings, describe_errors
+from train.errors import RecipeError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(_Section):
+    """Which images, and how they are split."""
+
+    dataset: Literal["digits"]
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the images held out for the final measurement, where the data set has no test split of its own."""
+
+
+class ModelSection(_Section):
+    """Which network, and the normalisation that becomes part of it."""
+
+    architecture: Literal["lenet5"]
+    mean: list[float] = Field(min_length=1)
+    """Mean of each channel, for pixels in 0..1."""
+    std: list[float] = Field(min_length=1)
+    """Standard deviation of each channel, for pixels in 0..1."""
+
+
+class TrainingSection(_Section):
+    """How the network is trained."""
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    """The peak of a one-cycle schedule."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    seed: int = 0
+
+
+class ServingSection(_Section):
+    """What TorchServe is told in `model-config.yaml`, beside the handler's settings."""
+
+    workers: int = Field(default=1, gt=0)
+    """Worker processes at start; `python -m client scale` changes it while the server runs."""
+    batch_size: int = Field(default=8, gt=0)
+    """Most requests that TorchServe puts into one batch."""
+    max_batch_delay_ms: int = Field(default=5, gt=0)
+    """Longest time that a request waits for others. TorchServe turns 0 into 100."""
+    response_timeout_s: int = Field(default=120, gt=0)
+    """A worker that takes longer for one batch is restarted."""
+
+
+class Recipe(_Section):
+    """A whole recipe. `input` is the handler's own schema, so training and serving read the same keys."""
+
+    data: DataSection
+    input: HandlerSettings
+    model: ModelSection
+    training: TrainingSection
+    serving: ServingSection = ServingSection()
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> Recipe:
+        for key in ("mean", "std"):
+            if len(getattr(self.model, key)) != self.input.channels:
+                raise ValueError(f"model.{key} must have one value for each of {self.input.channels} channels")
+        return self
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def names() -> list[str]:
+    """The recipes that are shipped."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a shipped recipe by name, or any recipe by the path of its `.yaml` file.
+
+    Args:
+        overrides: `section.key=value`, the value in YAML.
+
+    Raises:
+        RecipeError: naming the file, the key and what was expected.
+    """
+    path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else RECIPES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise RecipeError(f"no recipe {name_or_path!r}: give the path of a .yaml file or one of {', '.join(names())}")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise RecipeError(f"{path}: a recipe is a mapping of sections, found {type(document).__name__}")
+        for override in overrides:
+            _override(document, override)
+        return Recipe.model_validate(document)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {describe_errors(error)}") from None
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    path, separator, value = override.partition("=")
+    *sections, key = path.split(".")
+    target: Any = document
+    for section in sections:
+        target = target.setdefault(section, {}) if isinstance(target, dict) else None
+    if not separator or not key or not isinstance(target, dict):
+        raise RecipeError(f"--set {override}: expected section.key=value, for example training.epochs=3")
+    target[key] = yaml.safe_load(value)
