@@ -23,8 +23,13 @@ if ! $python -m client ready $model --timeout-s 0 2>/dev/null; then
 fi
 
 image=$(ls runs/$model/golden/*.png | head -n 1)
+accuracy=$($python - runs/$model/metrics.json <<'EOF'
+import json, sys
+print("{acc1:.2%} of {images} images".format(**json.load(open(sys.argv[1]))["test"]))
+EOF
+)
 echo
-echo "held-out accuracy: $($python -c 'import json, sys; print(f"{json.load(open(sys.argv[1]))["test"]["acc1"]:.2%}")' runs/$model/metrics.json)"
+echo "held-out accuracy: $accuracy"
 echo "a held-out image, predicted by the server:"
 $python -m client predict $model "$image"
 cat <<EOF

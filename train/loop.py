@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from train.augmentation import augment
 from train.recipe import TrainingSection
 
 
@@ -27,11 +28,11 @@ class EpochResult:
 
 
 def batches(
-    images: torch.Tensor, labels: torch.Tensor, batch_size: int, generator: torch.Generator
+    images: torch.Tensor, labels: torch.Tensor, training: TrainingSection, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every image once, in an order drawn from `generator`: (float32[N,C,H,W] in 0..255, int64[N])."""
-    for indices in torch.randperm(len(images), generator=generator).split(batch_size):
-        yield images[indices].float(), labels[indices]
+    """Every image once, in an order and with changes drawn from `generator`: (float32[N,C,H,W] in 0..255, int64[N])."""
+    for indices in torch.randperm(len(images), generator=generator).split(training.batch_size):
+        yield augment(images[indices].float(), training.augmentation, generator), labels[indices]
 
 
 def fit(
@@ -61,10 +62,10 @@ def fit(
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("training", total=steps)
         for epoch in range(1, training.epochs + 1):
-            # An epoch's order follows from seed and epoch alone.
+            # What is random in an epoch follows from seed and epoch alone.
             generator = torch.Generator().manual_seed(training.seed * 100_003 + epoch)
             loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.long)
-            for inputs, targets in batches(images, labels, training.batch_size, generator):
+            for inputs, targets in batches(images, labels, training, generator):
                 inputs, targets = fabric.to_device((inputs, targets))
                 logits = network(inputs)
                 loss = criterion(logits, targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from train import datasets, evaluation, export, loop, models, run_folder
 from train.datasets import Dataset
 from train.recipe import Recipe
 
-GOLDEN_IMAGES = 8
+GOLDEN_IMAGES = 16
 _EXPORT_CHECK_IMAGES = 32
 
 
@@ -77,6 +78,12 @@ def _write_serving_files(folder: Path, recipe: Recipe, data: Dataset) -> None:
 
 
 def _write_golden(folder: Path, data: Dataset, probabilities: torch.Tensor) -> None:
-    """The first held-out images and what the exported model gave for them."""
-    images = list(zip(data.test.names, data.test.encoded, strict=True))[:GOLDEN_IMAGES]
-    golden.write(folder / "golden", images, probabilities[:GOLDEN_IMAGES], data.class_names)
+    """A few held-out images, of as many classes as possible, and what the exported model gave for them."""
+    seen: Counter[int] = Counter()
+    turns = []  # the first image of every class before the second of any
+    for index, label in enumerate(data.test.labels.tolist()):
+        turns.append((seen[label], index))
+        seen[label] += 1
+    chosen = [index for _, index in sorted(turns)[:GOLDEN_IMAGES]]
+    images = [(data.test.names[index], data.test.encoded[index]) for index in chosen]
+    golden.write(folder / "golden", images, probabilities[chosen], data.class_names)

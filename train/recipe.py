@@ -40,6 +40,17 @@ class ModelSection(_Section):
     """Standard deviation of each channel, for pixels in 0..1."""
 
 
+class AugmentationSection(_Section):
+    """How far training images are changed at random; 0 leaves them as they are."""
+
+    rotation_degrees: float = Field(default=0, ge=0, le=180)
+    """Largest angle, either way."""
+    translation: float = Field(default=0, ge=0, lt=1)
+    """Largest shift, as a share of the side."""
+    zoom: float = Field(default=0, ge=0, lt=1)
+    """Largest change of size, as a share of it."""
+
+
 class TrainingSection(_Section):
     """How the network is trained."""
 
@@ -49,6 +60,7 @@ class TrainingSection(_Section):
     """The peak of a one-cycle schedule."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+    augmentation: AugmentationSection = AugmentationSection()
     seed: int = 0
 
 
