@@ -34,7 +34,7 @@ def build_command(
     """Bundle a run folder into MODEL_STORE/NAME.mar."""
     try:
         archive = build(run, name or run.resolve().name, version, model_store)
-    except ArchiveError as error:
+    except (ArchiveError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     print(f"wrote {archive} ({archive.stat().st_size / 1e6:.1f} MB); next: scripts/serve.sh")

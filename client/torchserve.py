@@ -42,6 +42,8 @@ class TorchServe:
         self.keys = KeyFile(key_file)
         self.timeout_s = timeout_s
         self._session = requests.Session()
+        # A proxy of the environment would be asked for 127.0.0.1, and a .netrc would replace the token.
+        self._session.trust_env = False
 
     def predict(self, model: str, image: bytes, version: str | None = None) -> Prediction:
         """Classify one encoded image: the most probable classes in falling order.

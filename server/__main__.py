@@ -47,7 +47,7 @@ def start(
         server = launch.start(
             run_dir, model_store, ROOT / "config" / f"config.{device.value}.properties", port, timeout_s
         )
-    except ServerError as error:
+    except (ServerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     for model, workers in server.models.items():

@@ -65,7 +65,7 @@ def test_the_commands_of_the_readme(clone: Path, tmp_path: Path) -> None:
     accuracy = re.search(r"held-out accuracy: (\d+\.\d+)%", output)
     assert accuracy is not None
     assert float(accuracy[1]) >= 97
-    answer = re.search(r"^\{.*\}$", output, flags=re.MULTILINE)
+    answer = re.search(r"^\{.*?\}", output, flags=re.MULTILINE)
     assert answer is not None
     served, printed = json.loads(answer[0]), json.loads(ANSWER)
     assert len(served) == len(printed)

@@ -37,7 +37,7 @@ def main(
     try:
         chosen = recipe.load(recipe_name, overrides or [])
         pipeline.train(chosen, recipe_name, folder, overwrite=overwrite, console=Console(highlight=False))
-    except TrainingError as error:
+    except (TrainingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     print(f"wrote {folder}; next: scripts/archive.sh {folder}")
