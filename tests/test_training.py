@@ -7,27 +7,38 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.conftest import MODEL, ROOT
-from train import datasets, evaluation, pipeline, recipe
+from train import datasets, evaluation, pipeline, recipe, run_folder
 from train.errors import RecipeError, RunFolderError
+from train.loop import Trainer
 
 QUIET = Console(quiet=True)
 RUN_FOLDER = {
-    "recipe.yaml", "weights.safetensors", "model.pt", "model-config.yaml", "index_to_name.json", "metrics.json",
-    "golden", "provenance.json",
+    "recipe.yaml", "weights.safetensors", "model.pt", "model.pt2", "model-config.yaml", "index_to_name.json",
+    "metrics.json", "golden", "provenance.json", "report.html", "preview.png", "checkpoints", "tensorboard",
 }  # fmt: skip
 
 
-def train_quickly(target: Path, *overrides: str, overwrite: bool = False) -> Path:
+def train_quickly(target: Path, *overrides: str, overwrite: bool = False, resume: bool = False) -> Path:
     chosen = recipe.load(MODEL, ["training.epochs=1", *overrides])
-    pipeline.train(chosen, MODEL, target, overwrite=overwrite, console=QUIET)
+    pipeline.train(chosen, MODEL, target, overwrite=overwrite, resume=resume, console=QUIET)
     return target
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "weights.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def cli(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -55,24 +66,24 @@ def test_provenance_says_where_a_run_comes_from(run: Path) -> None:
     record = json.loads((run / "provenance.json").read_text())
     assert record["packages"]["torch"] == torch.__version__.partition("+")[0]
     chosen = recipe.load(MODEL)
-    assert record["data_sha256"] == datasets.load(chosen.data, chosen.training.seed).fingerprint()
-    assert record["data_sha256"] != datasets.load(chosen.data, seed=1).fingerprint()
+    assert record["data_sha256"] == datasets.load(chosen.data, chosen.input, chosen.training.seed).fingerprint()
+    assert record["data_sha256"] != datasets.load(chosen.data, chosen.input, seed=1).fingerprint()
 
 
 def test_same_seed_same_weights(tmp_path: Path) -> None:
     """The seed decides the weights, and nothing else does."""
     first, second, other = (
-        load_file(train_quickly(tmp_path / name, f"training.seed={seed}") / "weights.safetensors")
+        weights(train_quickly(tmp_path / name, f"training.seed={seed}"))
         for name, seed in (("first", 7), ("second", 7), ("other", 8))
     )
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert not torch.equal(first["network.0.weight"], other["network.0.weight"])
+    assert same(first, second)
+    assert not same(first, other)
 
 
 def test_the_golden_answers_are_the_exported_models(run: Path) -> None:
     """What the worker will compare itself with is what the file on disk gives for the held-out images."""
     chosen = recipe.load(MODEL)
-    held_out = datasets.load(chosen.data, chosen.training.seed).test
+    held_out = datasets.load(chosen.data, chosen.input, chosen.training.seed).test
     golden = json.loads((run / "golden" / "golden.json").read_text())["probabilities"]
     probabilities = evaluation.predict(run / "model.pt", held_out, chosen.input)
     for name, row in zip(held_out.names, probabilities, strict=True):
@@ -81,23 +92,124 @@ def test_the_golden_answers_are_the_exported_models(run: Path) -> None:
     assert set(golden) <= set(held_out.names)
 
 
-def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
-    """SIGKILL in the middle: no run folder, and training again needs no clean-up."""
-    command = [sys.executable, "-u", "-m", "train", MODEL, "--runs", str(tmp_path), "--set", "training.epochs=100000"]
+# Everything that a checkpoint must hold: momentum, schedule, average, best epoch and what is random.
+RESUMED = (
+    "training.epochs=4", "training.ema_decay=0.9", "training.keep=best", "training.seed=3",
+)  # fmt: skip
+
+
+def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
+    """SIGKILL in the middle: nothing looks finished, and --resume ends with exactly the same weights and history."""
+    options = [argument for override in RESUMED for argument in ("--set", override)]
+    command = [sys.executable, "-u", "-m", "train", MODEL, "--runs", str(tmp_path), *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any("epoch   2" in line for line in process.stdout), "training must be under way before it is killed"
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / MODEL).exists()
-    assert {path.name for path in train_quickly(tmp_path / MODEL).iterdir()} == RUN_FOLDER
+    with pytest.raises(RunFolderError, match="--resume goes on with it"):
+        train_quickly(tmp_path / MODEL, *RESUMED)
+    with pytest.raises(RunFolderError, match=r"another recipe .*seed: 4"):
+        train_quickly(tmp_path / MODEL, *RESUMED[:-1], "training.seed=4", resume=True)
+
+    resumed = train_quickly(tmp_path / MODEL, *RESUMED, resume=True)
+    unbroken = train_quickly(tmp_path / "unbroken", *RESUMED)
+    assert {path.name for path in resumed.iterdir()} == RUN_FOLDER
+    assert same(weights(resumed), weights(unbroken))
+    losses = [[epoch["loss"] for epoch in read_metrics(run)["history"]] for run in (resumed, unbroken)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == [MODEL, "unbroken"]
 
 
-def test_a_failing_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error after training, at the last step, leaves neither a run folder nor a partial one."""
-    monkeypatch.setattr(evaluation, "metrics", lambda *_: 1 / 0)
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    """--resume without an unfinished run is an error, not a new run."""
+    with pytest.raises(RunFolderError, match="nothing to resume"):
+        train_quickly(tmp_path / MODEL, resume=True)
+
+
+def test_a_run_that_fails_before_its_first_epoch_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to resume, so nothing is kept."""
+    monkeypatch.setattr(Trainer, "fit", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_quickly(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_after_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error at the last step leaves no run folder, and --resume need not train again."""
+    with monkeypatch.context() as broken:
+        broken.setattr(evaluation, "metrics", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_quickly(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as broken:
+        broken.setattr(Trainer, "_train_one_epoch", lambda *_: 1 / 0)
+        train_quickly(tmp_path / "run", resume=True)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == RUN_FOLDER
+
+
+def test_two_trainings_into_one_folder_are_kept_apart(tmp_path: Path) -> None:
+    """The second is refused while the first is writing."""
+    with (
+        run_folder.writing(tmp_path / "run", "a: 1", overwrite=False, resume=False),
+        pytest.raises(RunFolderError, match="another process"),
+    ):
+        train_quickly(tmp_path / "run")
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
+    """A learning rate that destroys what was learnt stops the run, and the weights are those of the best epoch."""
+    run = train_quickly(
+        tmp_path / "run", "training.epochs=30", "training.keep=best", "training.early_stopping_patience=2",
+        "training.schedule=constant", "training.learning_rate=0.2",
+    )  # fmt: skip
+    metrics = read_metrics(run)
+    history = metrics["history"]
+    assert len(history) < 30
+    best = max(history, key=lambda epoch: (epoch["val_acc1"], -epoch["val_loss"]))
+    assert metrics["kept_epoch"] == best["epoch"] == len(history) - 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_mixed_precision_trains(tmp_path: Path, precision: str) -> None:
+    """Half the bits in the matrices, fp32 weights in the run folder, and it still learns."""
+    run = train_quickly(
+        tmp_path / "run", f"training.precision={precision}", "training.epochs=3", "training.channels_last=true"
+    )
+    assert all(value.dtype == torch.float32 for value in weights(run).values())
+    history = read_metrics(run)["history"]
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+
+
+def test_tensorboard_has_every_epoch(run: Path) -> None:
+    """The scalars that TensorBoard shows are those of metrics.json."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    history = read_metrics(run)["history"]
+    for key in ("loss", "acc1", "val_loss", "val_acc1", "learning_rate"):
+        scalars = [event.value for event in events.Scalars(key)]
+        assert scalars == pytest.approx([epoch[key] for epoch in history], rel=1e-5)
+
+
+def test_the_preview_is_a_picture(run: Path, tmp_path: Path) -> None:
+    """The run folder has one, and --preview writes one without training."""
+    with Image.open(run / "preview.png") as picture:
+        assert picture.width > 500
+        assert len(set(picture.convert("L").tobytes())) > 50
+    finished = cli(MODEL, "--preview", str(tmp_path / "batch.png"), "--runs", str(tmp_path / "runs"))
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "batch.png").is_file()
+    assert not (tmp_path / "runs").exists()
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return document
 
 
 def test_a_finished_run_is_only_replaced_when_asked(tmp_path: Path) -> None:
@@ -125,7 +237,7 @@ def test_shipped_recipes_are_valid_and_documented(name: str) -> None:
         ("training.epochs=0", "training.epochs: input should be greater than 0, found 0"),
         ("training.epochs=many", "training.epochs: .*valid integer.*, found 'many'"),
         ("training.epoch=3", "training.epoch: extra inputs are not permitted, found 3"),
-        ("data.dataset=mnisst", "data.dataset: input should be 'digits'"),
+        ("data.dataset=mnisst", "data.dataset: input should be 'digits', 'mnist'"),
         ("model.mean=[0.1, 0.2]", "model.mean must have one value for each of 1 channels"),
         ("epochs", "expected section.key=value"),
         ("training.epochs.more=3", "expected section.key=value"),

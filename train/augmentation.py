@@ -1,9 +1,9 @@
-"""Random changes of training images, drawn for a whole batch of tensors at once."""
+"""Random changes of training images, drawn for a whole batch of tensors at once, on the device where they are."""
 
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 from train.recipe import AugmentationSection
 
@@ -13,12 +13,20 @@ def augment(images: torch.Tensor, settings: AugmentationSection, generator: torc
 
     Args:
         images: float32[N,C,H,W].
+        generator: on the CPU, so that the draws are the same on every device.
 
     Returns:
         float32[N,C,H,W], new where anything was changed.
     """
     if settings.rotation_degrees or settings.translation or settings.zoom:
         images = _affine(images, settings, generator)
+    if settings.crop_padding_px:
+        images = _padded_crop(images, settings.crop_padding_px, generator)
+    if settings.horizontal_flip:
+        flipped = torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device) < 0.5
+        images = torch.where(flipped, images.flip(3), images)
+    if settings.cutout_px:
+        images = _cutout(images, settings.cutout_px, generator)
     return images
 
 
@@ -35,3 +43,25 @@ def _affine(images: torch.Tensor, settings: AugmentationSection, generator: torc
     rotation = torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
     grid = affine_grid(torch.cat([rotation, shift], dim=2), list(images.shape), align_corners=False)
     return grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _padded_crop(images: torch.Tensor, padding: int, generator: torch.Generator) -> torch.Tensor:
+    """Shift each image by up to `padding` pixels either way, its border reflected."""
+    count, _, height, width = images.shape
+    offsets = torch.randint(2 * padding + 1, (2, count, 1), generator=generator).to(images.device)
+    rows = (offsets[0] + torch.arange(height, device=images.device)).view(count, 1, height, 1)
+    columns = (offsets[1] + torch.arange(width, device=images.device)).view(count, 1, 1, width)
+    padded = pad(images, (padding,) * 4, mode="reflect")
+    image = torch.arange(count, device=images.device).view(count, 1, 1, 1)
+    channel = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
+    return padded[image, channel, rows, columns]
+
+
+def _cutout(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    """Fill a square of each image, centred anywhere in it, with the image's own mean."""
+    count, _, height, width = images.shape
+    centres = torch.rand(2, count, 1, generator=generator).to(images.device)
+    rows = (torch.arange(height, device=images.device) - centres[0] * height).abs() < side / 2
+    columns = (torch.arange(width, device=images.device) - centres[1] * width).abs() < side / 2
+    hole = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
+    return torch.where(hole, images.mean(dim=(2, 3), keepdim=True), images)

@@ -3,6 +3,7 @@
 TrainingError
 ├── RecipeError     a recipe that does not exist, or a key or value in it that cannot be used
 ├── DataError       images or labels that cannot be trained on
+├── ModelError      a network or weights that cannot be had
 ├── RunFolderError  a run folder that is in the way, unfinished or incomplete
 └── ExportError     the exported model does not answer as the trained one
 """
@@ -17,6 +18,10 @@ class RecipeError(TrainingError):
 
 
 class DataError(TrainingError):
+    pass
+
+
+class ModelError(TrainingError):
     pass
 
 

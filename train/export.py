@@ -1,19 +1,21 @@
-"""The trained network as one TorchScript file that takes pixels and gives probabilities."""
+"""The trained network as one file that takes pixels and gives probabilities, as TorchScript and by torch.export."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from train.errors import ExportError
-from train.models import Classifier
 
 # TorchScript works and is deprecated upstream; this one warning is expected wherever it is used.
 TORCHSCRIPT_WARNING = r"`torch\.jit\.\w+` is (deprecated|not supported)"
 TOLERANCE = 1e-5
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ServedClassifier(nn.Module):
@@ -35,26 +37,70 @@ class ServedClassifier(nn.Module):
         return logits
 
 
-def export_torchscript(classifier: Classifier, images: torch.Tensor, path: Path, temperature: float = 1.0) -> None:
-    """Write `classifier` to `path` and prove that the file answers as the classifier does.
+def export(classifier: nn.Module, temperature: float, images: torch.Tensor, folder: Path) -> float:
+    """Write `classifier` as `model.pt` (TorchScript) and `model.pt2` (torch.export), and prove both.
 
     Args:
+        classifier: float32[N,C,H,W] in 0..255 → logits, on the CPU.
         images: uint8[N,C,H,W], N ≥ 2: real inputs to trace and to compare with.
 
+    Returns:
+        The largest difference of a probability from the trained network's.
+
     Raises:
-        ExportError: a probability differs by more than 1e-5, for any batch size tried.
+        ExportError: the network cannot be exported, or a difference is above 1e-5 for a batch size that was tried.
     """
-    classifier.eval()
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+    served = ServedClassifier(classifier, temperature).eval()
+    formats: dict[str, tuple[Callable[[ServedClassifier, torch.Tensor, Path], None], Callable[[Path], Predict]]] = {
+        "model.pt": (_write_torchscript, load_torchscript),
+        "model.pt2": (_write_exported_program, load_exported_program),
+    }
+    differences = []
+    for name, (write, load) in formats.items():
+        try:
+            write(served, images, folder / name)
+        except Exception as error:  # tracing runs the network's own code
+            reason = str(error).strip().partition("\n")[0]
+            raise ExportError(f"the network cannot be exported as {name}: {type(error).__name__}: {reason}") from error
+        difference = _largest_difference(served, load(folder / name), images)
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"{name} differs from the trained network by {difference:.1e}, allowed {TOLERANCE:.0e}: the network "
+                "does something that exporting cannot follow"
+            )
+        differences.append(difference)
+    return max(differences)
+
+
+def load_torchscript(path: Path) -> Predict:
+    """`model.pt` as a function uint8[N,C,H,W] → float32[N,K]."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING)
-        traced = torch.jit.trace(classifier, images[:2].float())
-        torch.jit.script(ServedClassifier(traced, temperature)).save(str(path))
-        served = torch.jit.load(str(path))
-        eager = ServedClassifier(classifier, temperature)
-        for batch in (images[:1], images[:3], images):
-            difference = float((served(batch) - eager(batch)).abs().max())
-            if not difference <= TOLERANCE:
-                raise ExportError(
-                    f"{path.name}: a batch of {len(batch)} differs from the trained network by {difference:.1e}, "
-                    f"allowed {TOLERANCE:.0e}: the network does something that tracing cannot follow"
-                )
+        model: Predict = torch.jit.load(str(path), map_location="cpu")
+    return model
+
+
+def load_exported_program(path: Path) -> Predict:
+    """`model.pt2` as a function uint8[N,C,H,W] → float32[N,K]."""
+    model: Predict = torch.export.load(path).module()
+    return model
+
+
+def _write_torchscript(served: ServedClassifier, images: torch.Tensor, path: Path) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING)
+        traced = torch.jit.trace(served.classifier, images[:2].float())
+        torch.jit.script(ServedClassifier(traced, served.temperature)).save(str(path))
+
+
+def _write_exported_program(served: ServedClassifier, images: torch.Tensor, path: Path) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    # A clone, because saving stores the whole storage behind an example that is a view.
+    example = images[:2].clone()
+    torch.export.save(torch.export.export(served, (example,), dynamic_shapes=({0: batch},)), path)
+
+
+def _largest_difference(reference: Predict, candidate: Predict, images: torch.Tensor) -> float:
+    """Over batches of one, three and all images."""
+    with torch.no_grad():
+        return max(float((candidate(x) - reference(x)).abs().max()) for x in (images[:1], images[:3], images))

@@ -1,83 +1,256 @@
-"""The training loop: uint8 images in memory, shuffled batches as tensors, SGD on a one-cycle schedule."""
+"""The training loop: epochs over batches, validation, checkpoints, and the weights that are kept.
+
+Every random draw follows from the seed and the epoch, so a run that goes on from a checkpoint ends with exactly the
+weights of an unbroken one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
 
 from train.augmentation import augment
+from train.errors import RunFolderError
+from train.loading import Batches, epoch_seed
+from train.progress import Progress
 from train.recipe import TrainingSection
+
+CHECKPOINT = "last.pt"
+_EVALUATION_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one pass over the training images gave."""
+    """What one pass over the training images gave; validation figures are None without validation images."""
 
     epoch: int
     loss: float
     acc1: float
+    val_loss: float | None
+    val_acc1: float | None
+    learning_rate: float
+    images_per_s: float
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         return asdict(self)
 
 
-def batches(
-    images: torch.Tensor, labels: torch.Tensor, training: TrainingSection, generator: torch.Generator
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every image once, in an order and with changes drawn from `generator`: (float32[N,C,H,W] in 0..255, int64[N])."""
-    for indices in torch.randperm(len(images), generator=generator).split(training.batch_size):
-        yield augment(images[indices].float(), training.augmentation, generator), labels[indices]
+@dataclass(frozen=True)
+class LabelledTensors:
+    """Decoded images in memory: uint8[N,C,H,W] and labels int64[N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
 
 
-def fit(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, training: TrainingSection, console: Console
-) -> list[EpochResult]:
-    """Train `model` in place on the best device there is, and leave it on the CPU.
+class Trainer:
+    """Trains one network by one recipe.
 
     Args:
-        model: float32[N,C,H,W] in 0..255 → logits float32[N,K].
-        images: uint8[N,C,H,W].
-        labels: int64[N].
+        network: float32[N,C,H,W] in 0..255 → logits float32[N,K]; trained in place.
+        count: training images, over all processes.
+        checkpoints: where a checkpoint is written after every epoch.
     """
-    fabric = Fabric(accelerator="auto", devices=1)
-    steps = training.epochs * -(-len(images) // training.batch_size)
-    sgd = torch.optim.SGD(
-        model.parameters(),
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
+
+    def __init__(
+        self, fabric: Fabric, network: nn.Module, training: TrainingSection, count: int, checkpoints: Path
+    ) -> None:
+        self.fabric = fabric
+        self.training = training
+        self.count = count
+        self.checkpoint = checkpoints / CHECKPOINT
+        self.steps_per_epoch = math.ceil(count / training.batch_size)
+        if training.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+        optimizer = _optimizer(network, training)
+        self.plain_network = network
+        self.network, self.optimizer = fabric.setup(network, optimizer)
+        self.scheduler = _scheduler(optimizer, training, self.steps_per_epoch)
+        self.ema: AveragedModel | None = None
+        if training.ema_decay:
+            average = get_ema_multi_avg_fn(training.ema_decay)
+            self.ema = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing, reduction="sum")
+        self.history: list[EpochResult] = []
+        self.kept_epoch = 0
+        self.kept_weights: dict[str, torch.Tensor] = {}
+
+    def fit(self, batches: Batches, val: LabelledTensors, progress: Progress) -> None:
+        """Train to the end, or until early stopping, and leave the kept weights in the network, on the CPU."""
+        writer = (
+            SummaryWriter(str(self.checkpoint.parent.parent / "tensorboard")) if self.fabric.is_global_zero else None
+        )
+        while not self._finished():
+            epoch = len(self.history) + 1
+            started = time.perf_counter()
+            loss, acc1 = self._train_one_epoch(epoch, batches, progress)
+            images_per_s = self.count / (time.perf_counter() - started)
+            val_loss, val_acc1 = self.evaluate(val)
+            result = EpochResult(
+                epoch, loss, acc1, val_loss, val_acc1, float(self.scheduler.get_last_lr()[0]), round(images_per_s, 1)
+            )
+            self.history.append(result)
+            self._keep(result)
+            progress.epoch(result, kept=self.kept_epoch == epoch and self.training.keep == "best")
+            if writer is not None:
+                _log(writer, result)
+                self._save_checkpoint()
+        if writer is not None:
+            writer.close()
+        self.plain_network.cpu().load_state_dict(self.kept_weights)
+        self.plain_network.to(memory_format=torch.contiguous_format)
+
+    def evaluate(self, data: LabelledTensors) -> tuple[float, float] | tuple[None, None]:
+        """Mean cross-entropy and accuracy of the current (or averaged) weights; None without images."""
+        if len(data.images) == 0:
+            return None, None
+        network = self.ema if self.ema is not None else self.plain_network
+        network.eval()
+        loss, correct = 0.0, 0
+        batches = zip(data.images.split(_EVALUATION_BATCH_SIZE), data.labels.split(_EVALUATION_BATCH_SIZE), strict=True)
+        with torch.no_grad():
+            for images, labels in batches:
+                logits = network(self._input(images)).cpu()
+                loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+                correct += int((logits.argmax(1) == labels).sum())
+        return loss / len(data.images), correct / len(data.images)
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        if not self.checkpoint.is_file():
+            raise RunFolderError(f"no checkpoint in {self.checkpoint.parent}: train it with --overwrite from the start")
+        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        self.plain_network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.history = [EpochResult(**epoch) for epoch in state["history"]]
+        self.kept_epoch, self.kept_weights = state["kept_epoch"], state["kept_weights"]
+
+    def _train_one_epoch(self, epoch: int, batches: Batches, progress: Progress) -> tuple[float, float]:
+        """Mean loss and accuracy of the batches as they were seen."""
+        rank = self.fabric.global_rank
+        torch.manual_seed(epoch_seed(self.training.seed, epoch, rank))
+        generator = torch.Generator().manual_seed(epoch_seed(self.training.seed, epoch, rank))
+        self.network.train()
+        totals = torch.zeros(2, device=self.fabric.device)  # loss, correct
+        reported = totals.clone()
+        every = self.training.log_every_steps
+        for step, (images, labels) in enumerate(batches.epoch(epoch), start=1):
+            inputs, targets = augment(self._input(images), self.training.augmentation, generator), self._move(labels)
+            logits = self.network(inputs)
+            loss = self.criterion(logits, targets)
+            # The mean over the whole batch, however it is shared among the processes, whose gradients are averaged.
+            batch_size = min(self.training.batch_size, self.count - (step - 1) * self.training.batch_size)
+            self.optimizer.zero_grad()
+            self.fabric.backward(loss * (self.fabric.world_size / batch_size))
+            self.optimizer.step()
+            self.scheduler.step()
+            if self.ema is not None:
+                self.ema.update_parameters(self.plain_network)
+            with torch.no_grad():
+                totals += torch.stack([loss.detach(), (logits.argmax(1) == targets).sum()])
+            progress.step(batch_size)
+            if every and step % every == 0:
+                mean = float((totals - reported)[0]) * self.fabric.world_size / (every * self.training.batch_size)
+                progress.loss(epoch, step, mean)
+                reported = totals.clone()
+        summed = self.fabric.all_reduce(totals, reduce_op="sum")
+        assert isinstance(summed, torch.Tensor)
+        return float(summed[0]) / self.count, float(summed[1]) / self.count
+
+    def _input(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8[N,C,H,W] → float32 in 0..255 on the device, in the network's memory format."""
+        moved = self._move(images).float()
+        return moved.contiguous(memory_format=torch.channels_last) if self.training.channels_last else moved
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        moved: torch.Tensor = self.fabric.to_device(tensor)
+        return moved
+
+    def _finished(self) -> bool:
+        patience = self.training.early_stopping_patience
+        stalled = patience and len(self.history) - self._best_epoch() >= patience
+        return bool(stalled) or len(self.history) >= self.training.epochs
+
+    def _best_epoch(self) -> int:
+        """The epoch of the highest validation accuracy; among equals the one of the lowest loss; 0 before the first."""
+        ranked = ((epoch.val_acc1 or 0, -(epoch.val_loss or 0), epoch.epoch) for epoch in self.history)
+        return max(ranked, default=(0, 0, 0))[2]
+
+    def _keep(self, result: EpochResult) -> None:
+        """Remember the weights if they are the ones to keep so far."""
+        if self.training.keep == "last" or self._best_epoch() == result.epoch:
+            network = self.ema.module if self.ema is not None else self.plain_network
+            self.kept_epoch = result.epoch
+            self.kept_weights = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+
+    def _save_checkpoint(self) -> None:
+        state = {
+            "network": self.plain_network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "history": [epoch.as_dict() for epoch in self.history],
+            "kept_epoch": self.kept_epoch,
+            "kept_weights": self.kept_weights,
+        }
+        self.checkpoint.parent.mkdir(exist_ok=True)
+        arriving = self.checkpoint.with_suffix(".arriving")
+        torch.save(state, arriving)
+        arriving.replace(self.checkpoint)
+
+
+def _optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.Optimizer:
+    """The recipe's optimizer; weight decay is for weights alone, not for biases and normalisation."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {
+            "params": [parameter for parameter in parameters if parameter.ndim > 1],
+            "weight_decay": training.weight_decay,
+        },
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+    return torch.optim.SGD(
+        groups, lr=training.learning_rate, momentum=training.momentum, nesterov=training.nesterov, fused=True
     )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(sgd, max_lr=training.learning_rate, total_steps=steps)
-    criterion = nn.CrossEntropyLoss()
-    network, optimizer = fabric.setup(model, sgd)
-    network.train()
-    history = []
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("training", total=steps)
-        for epoch in range(1, training.epochs + 1):
-            # What is random in an epoch follows from seed and epoch alone.
-            generator = torch.Generator().manual_seed(training.seed * 100_003 + epoch)
-            loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.long)
-            for inputs, targets in batches(images, labels, training, generator):
-                inputs, targets = fabric.to_device((inputs, targets))
-                logits = network(inputs)
-                loss = criterion(logits, targets)
-                optimizer.zero_grad()
-                fabric.backward(loss)
-                optimizer.step()
-                scheduler.step()
-                loss_sum += loss.detach().cpu() * len(targets)
-                correct += (logits.argmax(1) == targets).sum().cpu()
-                progress.advance(task)
-            result = EpochResult(epoch, float(loss_sum) / len(images), int(correct) / len(images))
-            history.append(result)
-            console.print(f"epoch {epoch:3d}/{training.epochs}  loss {result.loss:7.4f}  train acc1 {result.acc1:7.2%}")
-    model.cpu()
-    return history
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, training: TrainingSection, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if training.schedule == "constant":
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, _unchanged)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=training.learning_rate,
+        total_steps=training.epochs * steps_per_epoch,
+        pct_start=training.warmup_fraction,
+        cycle_momentum=False,
+    )
+
+
+def _unchanged(step: int) -> float:
+    return 1.0
+
+
+def _log(writer: SummaryWriter, result: EpochResult) -> None:
+    for name, value in result.as_dict().items():
+        if name != "epoch" and value is not None:
+            writer.add_scalar(name, value, result.epoch)

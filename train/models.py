@@ -1,12 +1,17 @@
-"""The networks by name, and the wrapper that makes raw pixels their input."""
+"""The networks by name, their pretrained weights, and the wrapper that makes raw pixels their input."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.error import URLError
 
 import torch
+import torchvision
+from safetensors.torch import load_file
 from torch import nn
 
+from train.errors import ModelError
 from train.recipe import ModelSection
 
 
@@ -29,8 +34,20 @@ class Classifier(nn.Module):
 
 
 def build(model: ModelSection, channels: int, num_classes: int) -> Classifier:
-    """The untrained network that a recipe names."""
-    return Classifier(_ARCHITECTURES[model.architecture](channels, num_classes), model.mean, model.std)
+    """The network that a recipe names, with the weights that it names.
+
+    Raises:
+        ModelError: there is no such network, or its weights cannot be had or do not fit.
+    """
+    if model.architecture in OWN:
+        network = OWN[model.architecture](channels, num_classes)
+        if model.weights == "pretrained":
+            raise ModelError(f"there are no pretrained weights for {model.architecture}: give a file, or none")
+    else:
+        network = _library_network(model, channels, num_classes)
+    if model.weights not in (None, "pretrained"):
+        _load_weights(network, Path(model.weights))
+    return Classifier(network, model.mean, model.std)
 
 
 def lenet5(channels: int, num_classes: int) -> nn.Module:
@@ -47,4 +64,152 @@ def lenet5(channels: int, num_classes: int) -> nn.Module:
     )  # fmt: skip
 
 
-_ARCHITECTURES = {"lenet5": lenet5}
+def cnn_mnist(channels: int, num_classes: int) -> nn.Module:
+    """Two convolutions and two linear layers, for 28×28 pixels."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, kernel_size=3), nn.ReLU(),
+        nn.Conv2d(32, 64, kernel_size=3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(64 * 12 * 12, 128), nn.ReLU(),
+        nn.Linear(128, num_classes),
+    )  # fmt: skip
+
+
+def cnn_cifar10(channels: int, num_classes: int) -> nn.Module:
+    """The LeNet variant for 32×32 colour pixels of the PyTorch tutorial Training a Classifier."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, kernel_size=5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, kernel_size=5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(16 * 5 * 5, 120), nn.ReLU(),
+        nn.Linear(120, 84), nn.ReLU(),
+        nn.Linear(84, num_classes),
+    )  # fmt: skip
+
+
+class Residual(nn.Module):
+    """x + block(x) (He et al., Deep Residual Learning for Image Recognition, 2015)."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.block(x)  # type: ignore[no-any-return]
+
+
+class Scale(nn.Module):
+    """x · factor: small logits at first keep the first steps of a high learning rate from going astray."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+def resnet_cifar10(channels: int, num_classes: int) -> nn.Module:
+    """A small residual network for 32×32 pixels: three stages that halve the side, a residual block in each.
+
+    Pooling comes right after each stage's first convolution, so that the wide layers see few pixels.
+    """
+
+    def convolution(inputs: int, outputs: int, *pooling: nn.Module) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
+            *pooling,
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        )
+
+    stages: list[nn.Module] = []
+    for inputs, outputs in ((32, 64), (64, 256), (256, 256)):
+        stages += [convolution(inputs, outputs, nn.MaxPool2d(2)), Residual(convolution(outputs, outputs))]
+    return nn.Sequential(
+        convolution(channels, 32),
+        *stages,
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(256, num_classes),
+        Scale(1 / 8),
+    )
+
+
+OWN: dict[str, Callable[[int, int], nn.Module]] = {
+    "lenet5": lenet5,
+    "cnn-mnist": cnn_mnist,
+    "cnn-cifar10": cnn_cifar10,
+    "resnet-cifar10": resnet_cifar10,
+}
+
+
+def _library_network(model: ModelSection, channels: int, num_classes: int) -> nn.Module:
+    """A network of torchvision or timm, its classifier made for `num_classes`."""
+    pretrained = model.weights == "pretrained"
+    try:
+        if model.architecture.startswith("timm/"):
+            return _timm_network(model.architecture.removeprefix("timm/"), channels, num_classes, pretrained)
+        if model.architecture not in torchvision.models.list_models(module=torchvision.models):
+            raise ModelError(
+                f"no network {model.architecture!r}: use {', '.join(OWN)}, a classification network of torchvision "
+                "such as resnet18, or timm/NAME"
+            )
+        if channels != 3:
+            raise ModelError(f"{model.architecture} takes colour images: set input.channels to 3")
+        network: nn.Module = torchvision.models.get_model(model.architecture, num_classes=num_classes)
+        if pretrained:
+            weights = torchvision.models.get_model_weights(model.architecture).DEFAULT
+            _fit_weights(network, weights.get_state_dict(check_hash=True), str(weights))
+        return network
+    except (URLError, OSError) as error:
+        raise ModelError(
+            f"the pretrained weights of {model.architecture} cannot be downloaded ({error}): give a file of weights "
+            "with --set model.weights=FILE, or train from scratch with --set model.weights=null"
+        ) from None
+
+
+def _timm_network(name: str, channels: int, num_classes: int, pretrained: bool) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise ModelError(f"timm/{name} needs the package timm: pip install timm") from None
+    if not timm.is_model(name):
+        similar = ", ".join(timm.list_models(f"*{name}*")[:5]) or "none like it"
+        raise ModelError(f"timm has no network {name!r}; it has {similar}")
+    network: nn.Module = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=num_classes)
+    return network
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    """Fill `network` from a `.safetensors` file or one of `torch.save`, read as data and never as code."""
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every format has errors of its own
+        raise ModelError(f"model.weights: {path} cannot be read as weights: {error}") from None
+    _fit_weights(network, weights, str(path))
+
+
+def _fit_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Copy `weights` into `network`, whose classifier may be for another number of classes and then keeps its own.
+
+    Weights of the same architecture under other names fit as well: tensors are then matched by their order.
+
+    Raises:
+        ModelError: the weights are of another architecture.
+    """
+    own = network.state_dict()
+    weights = {key.removeprefix("network."): value for key, value in weights.items() if key not in ("mean", "std")}
+    if set(weights) != set(own):
+        counted = {key: value for key, value in own.items() if not key.endswith("num_batches_tracked")}
+        given = [value for key, value in weights.items() if not key.endswith("num_batches_tracked")]
+        if len(given) != len(counted):
+            raise ModelError(f"model.weights: {source} holds {len(given)} tensors, the network has {len(counted)}")
+        weights = dict(zip(counted, given, strict=True))
+    fitting = {key: value for key, value in weights.items() if value.shape == own[key].shape}
+    others = [key for key in weights if key not in fitting]
+    # Only the last layer's weight and bias may differ, and only in the number of classes.
+    if any(weights[key].shape[1:] != own[key].shape[1:] for key in others) or len(others) > 2:
+        raise ModelError(f"model.weights: {source} does not fit the network at {others[0]}")
+    network.load_state_dict(fitting, strict=False)

@@ -2,62 +2,191 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from lightning_fabric import Fabric
 from rich.console import Console
 from safetensors.torch import save_file
 
-from handler import golden
-from train import datasets, evaluation, export, loop, models, run_folder
+from handler import golden, runtime
+from train import datasets, evaluation, export, loading, models, run_folder
+from train.augmentation import augment
 from train.datasets import Dataset
+from train.loop import LabelledTensors, Trainer
+from train.models import Classifier
+from train.preview import write_preview
+from train.progress import Progress
 from train.recipe import Recipe
+from train.report import write_report
 
 GOLDEN_IMAGES = 16
 _EXPORT_CHECK_IMAGES = 32
 
 
-def train(recipe: Recipe, recipe_name: str, target: Path, *, overwrite: bool, console: Console) -> None:
+def train(
+    recipe: Recipe,
+    recipe_name: str,
+    target: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    accelerator: str = "auto",
+    console: Console,
+) -> None:
     """Train by `recipe` and write the run folder `target`.
 
+    Under `torchrun` the processes share every batch; the first of them writes.
+
     Raises:
-        TrainingError: the data, the export or the place of the run folder is at fault.
+        TrainingError: the data, the network, the export or the place of the run folder is at fault.
     """
     started = time.monotonic()
-    seed = recipe.training.seed
-    with run_folder.writing(target, overwrite=overwrite) as folder:
-        torch.manual_seed(seed)
-        data = datasets.load(recipe.data, seed)
-        console.print(
-            f"{target.name}: {len(data.train)} images to train on, {len(data.test)} held out, "
-            f"{len(data.class_names)} classes"
-        )
+    runtime.keep_freed_memory()
+    fabric = _fabric(recipe, accelerator)
+    first = fabric.is_global_zero
+    if not first:
+        console = Console(quiet=True)
+    torch.manual_seed(recipe.training.seed)
+    writing = (
+        run_folder.writing(target, recipe.dump(), overwrite=overwrite, resume=resume)
+        if first
+        else nullcontext(run_folder.partial(target))
+    )
+    with writing as folder:
+        data = load(recipe, target.name, console)
+        if recipe.model.weights is None and recipe.model.architecture not in models.OWN:
+            console.print(
+                f"{recipe.model.architecture} starts from random weights. From weights learnt elsewhere it needs far "
+                "fewer images: --set model.weights=pretrained downloads the library's, =FILE takes yours"
+            )
         classifier = models.build(recipe.model, recipe.input.channels, len(data.class_names))
-        images = data.train.decode(recipe.input)
-        history = loop.fit(classifier, images, data.train.labels, recipe.training, console)
-
-        (folder / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
-        save_file(classifier.state_dict(), folder / "weights.safetensors")
-        export.export_torchscript(classifier, images[:_EXPORT_CHECK_IMAGES], folder / "model.pt")
-        _write_serving_files(folder, recipe, data)
-
-        probabilities = evaluation.predict(folder / "model.pt", data.test, recipe.input)
-        _write_golden(folder, data, probabilities)
-        measured = evaluation.metrics(probabilities, data.test.labels, data.class_names)
-        run_folder.write_json(
-            folder / "metrics.json", {"test": measured, "history": [epoch.as_dict() for epoch in history]}
+        batches = loading.batches(
+            data.train, recipe.input, recipe.training, loading.Share(fabric.global_rank, fabric.world_size)
         )
+        if first:
+            preview(folder / "preview.png", recipe, data)
+        trainer = Trainer(fabric, classifier, recipe.training, len(data.train), folder / run_folder.CHECKPOINTS)
+        if resume:
+            trainer.resume()
+        val = LabelledTensors(data.val.decode(recipe.input) if len(data.val) else torch.empty(0), data.val.labels)
+        with Progress(console, len(data.train), recipe.training.epochs, len(trainer.history)) as progress:
+            trainer.fit(batches, val, progress)
+        if not first:
+            return
+        exported = _export(folder, recipe, data, classifier)
+        accuracy = _write_metrics(folder, data, exported, trainer)
         provenance = run_folder.provenance(
             recipe_name=recipe_name,
-            seed=seed,
+            seed=recipe.training.seed,
             data_fingerprint=data.fingerprint(),
+            device=str(fabric.device),
             duration_s=time.monotonic() - started,
         )
         run_folder.write_json(folder / "provenance.json", provenance)
-    console.print(f"held-out accuracy {measured['acc1']:.2%} on {measured['images']} images")
+        write_report(folder, data.test, exported.probabilities, name=target.name)
+    console.print(f"held-out accuracy {accuracy:.2%} on {len(data.test)} images")
+
+
+def load(recipe: Recipe, name: str, console: Console) -> Dataset:
+    """The recipe's data, with a line on what it is and one for each file that was skipped.
+
+    Raises:
+        DataError: it cannot be trained on.
+    """
+    data = datasets.load(recipe.data, recipe.input, recipe.training.seed)
+    for skipped in data.skipped:
+        console.print(f"skipped {skipped}")
+    console.print(
+        f"{name}: {len(data.train)} images to train on, {len(data.val)} to validate, {len(data.test)} held out, "
+        f"{len(data.class_names)} classes"
+    )
+    return data
+
+
+def preview(path: Path, recipe: Recipe, data: Dataset) -> None:
+    """Write a picture of the first training batch as the network will see it."""
+    count = min(32, recipe.training.batch_size, len(data.train))
+    order = loading.batch_indices(len(data.train), recipe.training, 1, loading.Share())
+    shown = data.train.subset(torch.cat(order)[: max(count, 32)].tolist())
+    batches = loading.batches(
+        shown, recipe.input, recipe.training.model_copy(update={"batch_size": 32}), loading.Share()
+    )
+    images, labels = next(iter(batches.epoch(1)))
+    generator = torch.Generator().manual_seed(recipe.training.seed)
+    write_preview(path, augment(images.float(), recipe.training.augmentation, generator), labels, data.class_names)
+
+
+def _fabric(recipe: Recipe, accelerator: str) -> Fabric:
+    """One process on the best device, or this process's part of those that torchrun started."""
+    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    fabric = Fabric(
+        accelerator=accelerator,
+        strategy="ddp" if world > 1 else "auto",
+        devices=local,
+        num_nodes=world // local,
+        precision=recipe.training.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is known of the exported model: its temperature, its proof, and its answers for the held-out images."""
+
+    temperature: float
+    max_abs_difference: float
+    probabilities: torch.Tensor
+
+
+def _export(folder: Path, recipe: Recipe, data: Dataset, classifier: Classifier) -> Exported:
+    """Write the weights, the exported model and what serves it, and let it answer the held-out images."""
+    save_file(classifier.state_dict(), folder / "weights.safetensors")
+    temperature = _temperature(recipe, data, classifier)
+    examples = data.test.subset(range(min(_EXPORT_CHECK_IMAGES, len(data.test)))).decode(recipe.input)
+    difference = export.export(classifier, temperature, examples, folder)
+    _write_serving_files(folder, recipe, data)
+    probabilities = evaluation.predict(folder / "model.pt", data.test, recipe.input)
+    _write_golden(folder, data, probabilities)
+    return Exported(temperature, difference, probabilities)
+
+
+def _write_metrics(folder: Path, data: Dataset, exported: Exported, trainer: Trainer) -> float:
+    """Write `metrics.json`; returns the accuracy on the held-out images."""
+    measured = evaluation.metrics(exported.probabilities, data.test.labels, data.class_names, exported.temperature)
+    document = {
+        "test": measured,
+        "calibration": {"temperature": exported.temperature, "images": len(data.val)},
+        "export": {"max_abs_difference": exported.max_abs_difference},
+        "kept_epoch": trainer.kept_epoch,
+        "history": [epoch.as_dict() for epoch in trainer.history],
+        "data": {
+            "train": len(data.train),
+            "val": len(data.val),
+            "test": len(data.test),
+            "skipped": list(data.skipped),
+        },
+    }
+    run_folder.write_json(folder / "metrics.json", document)
+    accuracy: float = measured["acc1"]
+    return accuracy
+
+
+def _temperature(recipe: Recipe, data: Dataset, classifier: Classifier) -> float:
+    """Fitted to the validation images, which the network was not trained on."""
+    if len(data.val) == 0:
+        return 1.0
+    classifier.eval()
+    with torch.inference_mode():
+        logits = torch.cat([classifier(batch.float()) for batch in data.val.decode(recipe.input).split(256)])
+    return evaluation.fit_temperature(logits, data.val.labels)
 
 
 def _write_serving_files(folder: Path, recipe: Recipe, data: Dataset) -> None:
@@ -85,5 +214,5 @@ def _write_golden(folder: Path, data: Dataset, probabilities: torch.Tensor) -> N
         turns.append((seen[label], index))
         seen[label] += 1
     chosen = [index for _, index in sorted(turns)[:GOLDEN_IMAGES]]
-    images = [(data.test.names[index], data.test.encoded[index]) for index in chosen]
+    images = [(data.test.names[index].replace("/", "_"), data.test.encoded[index]) for index in chosen]
     golden.write(folder / "golden", images, probabilities[chosen], data.class_names)

@@ -5,6 +5,7 @@ Every key is checked; `--set training.epochs=3` overrides one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -25,15 +26,25 @@ class _Section(BaseModel):
 class DataSection(_Section):
     """Which images, and how they are split."""
 
-    dataset: Literal["digits"]
+    dataset: Literal["digits", "mnist", "cifar10", "folder"]
+    root: str | None = None
+    """Where the data lies, or is downloaded to; `--data` sets it. A folder with `train/` in it is read as labelled
+    folders whatever the data set."""
+    val_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the training images kept aside to choose the best epoch and the temperature; 0 does without both."""
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the images held out for the final measurement, where the data set has no test split of its own."""
+    """Share held out for the final measurement, where the data has no split of its own for that."""
+    max_unreadable_fraction: float = Field(default=0.02, ge=0, lt=1)
+    """Files that cannot be decoded are listed and skipped up to this share, then training refuses."""
 
 
 class ModelSection(_Section):
     """Which network, and the normalisation that becomes part of it."""
 
-    architecture: Literal["lenet5"]
+    architecture: str
+    """One of ours, a classification network of torchvision by its name, or `timm/NAME`."""
+    weights: str | None = None
+    """Nothing: from scratch. `pretrained`: what the library downloads. Otherwise a file of weights."""
     mean: list[float] = Field(min_length=1)
     """Mean of each channel, for pixels in 0..1."""
     std: list[float] = Field(min_length=1)
@@ -49,6 +60,15 @@ class AugmentationSection(_Section):
     """Largest shift, as a share of the side."""
     zoom: float = Field(default=0, ge=0, lt=1)
     """Largest change of size, as a share of it."""
+    horizontal_flip: bool = False
+    """Mirror half of the images."""
+    crop_padding_px: int = Field(default=0, ge=0)
+    """Pad by reflection, then crop at random to the size before."""
+    cutout_px: int = Field(default=0, ge=0)
+    """Side of a square that is blanked out (DeVries and Taylor, Improved Regularization with Cutout, 2017)."""
+    random_crop_area: float = Field(default=0, ge=0, le=1)
+    """Smallest share of a photograph that a random resized crop keeps. Photographs are then read in every epoch
+    instead of being kept in memory."""
 
 
 class TrainingSection(_Section):
@@ -56,10 +76,31 @@ class TrainingSection(_Section):
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
+    """Images in one step, over all processes."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(gt=0)
-    """The peak of a one-cycle schedule."""
+    """The peak, where the schedule has one."""
+    schedule: Literal["constant", "one_cycle"] = "one_cycle"
+    warmup_fraction: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the steps in which the one-cycle schedule rises."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """For SGD."""
+    nesterov: bool = False
+    """For SGD."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Not applied to biases and normalisation."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Above 0 an exponential moving average of the weights is evaluated and kept."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = False
+    """Memory format that convolutions of many channels prefer."""
+    keep: Literal["best", "last"] = "last"
+    """Which epoch's weights become the model; `best` is by validation accuracy."""
+    early_stopping_patience: int = Field(default=0, ge=0)
+    """Stop after so many epochs without a better one; 0 never does."""
+    log_every_steps: int = Field(default=0, ge=0)
+    """Print the mean loss of so many steps as it falls; 0 prints whole epochs alone."""
     augmentation: AugmentationSection = AugmentationSection()
     seed: int = 0
 
@@ -87,10 +128,13 @@ class Recipe(_Section):
     serving: ServingSection = ServingSection()
 
     @model_validator(mode="after")
-    def _channels_agree(self) -> Recipe:
+    def _sections_agree(self) -> Recipe:
         for key in ("mean", "std"):
             if len(getattr(self.model, key)) != self.input.channels:
                 raise ValueError(f"model.{key} must have one value for each of {self.input.channels} channels")
+        needs_validation = self.training.keep == "best" or self.training.early_stopping_patience > 0
+        if needs_validation and self.data.val_fraction == 0:
+            raise ValueError("training.keep: best and early stopping need data.val_fraction above 0")
         return self
 
     def dump(self) -> str:
@@ -103,11 +147,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+def load(name_or_path: str, overrides: Iterable[str] = (), data: Path | None = None) -> Recipe:
     """Read a shipped recipe by name, or any recipe by the path of its `.yaml` file.
 
     Args:
         overrides: `section.key=value`, the value in YAML.
+        data: replaces `data.root`.
 
     Raises:
         RecipeError: naming the file, the key and what was expected.
@@ -121,6 +166,8 @@ def load(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
             raise RecipeError(f"{path}: a recipe is a mapping of sections, found {type(document).__name__}")
         for override in overrides:
             _override(document, override)
+        if data is not None:
+            _override(document, f"data.root={json.dumps(str(data))}")
         return Recipe.model_validate(document)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
