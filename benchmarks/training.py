@@ -9,6 +9,7 @@ prints a table; figures are medians of interleaved rounds, so that ratios hold o
 from __future__ import annotations
 
 import io
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +26,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from handler import runtime
 from train import datasets, loading, models, recipe
 from train.augmentation import augment
 from train.datasets import LabelledImages
-from train.loop import LabelledTensors, Trainer
+from train.loop import Trainer
 from train.progress import Progress
 from train.recipe import Recipe
 
@@ -52,30 +54,25 @@ def loader(
 ) -> None:
     """Images/s of the loader alone (augmentation included) and of the training step alone."""
     chosen = recipe.load(recipe_name, overrides or [], data)
-    torch.manual_seed(0)
     loaded = datasets.load(chosen.data, chosen.input, chosen.training.seed)
     batches = loading.batches(loaded.train, chosen.input, chosen.training, loading.Share())
-    trainer = _trainer(chosen, loaded.train, len(loaded.class_names))
-    example = next(batches.epoch(1))
-    generator = torch.Generator().manual_seed(0)
+    batch = next(batches.epoch(1))
+    chunk = 20
+    plain = chosen.training.model_copy(update={"augmentation": recipe.AugmentationSection(), "log_every_steps": 0})
+    step_alone = chosen.model_copy(update={"training": plain})
+    trainer = _trainer(step_alone, chunk * plain.batch_size, len(loaded.class_names))
 
     def load() -> Iterator[int]:
-        epoch = 0
-        while True:
-            epoch += 1
+        generator = torch.Generator().manual_seed(0)
+        for epoch in itertools.count(1):
             for images, _ in batches.epoch(epoch):
                 augment(images.float(), chosen.training.augmentation, generator)
                 yield len(images)
 
     def step() -> Iterator[int]:
-        plain = chosen.training.model_copy(update={"augmentation": recipe.AugmentationSection(), "log_every_steps": 0})
-        trainer.training = plain
         while True:
-            # The trainer's own loop over one batch again and again: what it costs without any loading.
-            chunk = [example] * 20
-            trainer.count = 20 * plain.batch_size
-            trainer._train_one_epoch(1, _Repeated(chunk), Progress(QUIET, 1, 1))
-            yield sum(len(images) for images, _ in chunk)
+            trainer.train_one_epoch(1, _Repeated([batch] * chunk), Progress(QUIET, 1, 1))
+            yield chunk * len(batch[0])
 
     speeds: dict[str, list[float]] = {"loader": [], "step": []}
     sides: dict[str, Iterator[int]] = {"loader": load(), "step": step()}
@@ -116,12 +113,14 @@ class _Repeated:
         return iter(self._batches)
 
 
-def _trainer(chosen: Recipe, images: LabelledImages, num_classes: int) -> Trainer:
+def _trainer(chosen: Recipe, count: int, num_classes: int) -> Trainer:
+    runtime.keep_freed_memory()
+    torch.set_num_threads(chosen.training.threads or torch.get_num_threads())
     fabric = Fabric(accelerator="cpu", precision=chosen.training.precision)
     network = models.build(chosen.model, chosen.input.channels, num_classes)
     # A constant schedule, so that any number of steps may be taken.
     training = chosen.training.model_copy(update={"schedule": "constant"})
-    return Trainer(fabric, network, training, len(images), Path("unused"))
+    return Trainer(fabric, network, training, count, Path("unused"))
 
 
 def _images_per_second(side: Iterator[int], seconds: float) -> float:
@@ -138,13 +137,12 @@ def _spread(values: list[float]) -> str:
 
 def _ours(chosen: Recipe, images: LabelledImages) -> tuple[float, Callable[[torch.Tensor], torch.Tensor]]:
     """Seconds for an epoch, and the trained network on float32[N,C,H,W] in 0..255."""
-    trainer = _trainer(chosen, images, 10)
+    trainer = _trainer(chosen, len(images), 10)
     started = time.perf_counter()
     batches = loading.batches(images, chosen.input, chosen.training, loading.Share())
     for epoch in range(1, chosen.training.epochs + 1):
-        trainer._train_one_epoch(epoch, batches, Progress(QUIET, 1, 1))
+        trainer.train_one_epoch(epoch, batches, Progress(QUIET, 1, 1))
     seconds = (time.perf_counter() - started) / chosen.training.epochs
-    trainer.evaluate(LabelledTensors(torch.empty(0), torch.empty(0)))
     return seconds, trainer.plain_network.eval()
 
 

@@ -2,5 +2,5 @@
 
 from client.torchserve import TorchServe
 
-TorchServe().predict("lenet5-digits", [Path("digit.png").read_bytes()])
+TorchServe().predict("lenet5-digits", Path("digit.png").read_bytes())
 """

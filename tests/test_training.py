@@ -146,7 +146,7 @@ def test_a_run_that_fails_after_training_resumes(tmp_path: Path, monkeypatch: py
             train_quickly(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with monkeypatch.context() as broken:
-        broken.setattr(Trainer, "_train_one_epoch", lambda *_: 1 / 0)
+        broken.setattr(Trainer, "train_one_epoch", lambda *_: 1 / 0)
         train_quickly(tmp_path / "run", resume=True)
     assert {path.name for path in (tmp_path / "run").iterdir()} == RUN_FOLDER
 

@@ -40,6 +40,12 @@ class EpochResult:
     learning_rate: float
     images_per_s: float
 
+    def __str__(self) -> str:
+        line = f"epoch {self.epoch:3d}  loss {self.loss:7.4f}  acc1 {self.acc1:7.2%}"
+        if self.val_acc1 is not None:
+            line += f"  val loss {self.val_loss:7.4f}  val acc1 {self.val_acc1:7.2%}"
+        return f"{line}  {self.images_per_s:8,.0f} images/s"
+
     def as_dict(self) -> dict[str, float | None]:
         return asdict(self)
 
@@ -92,7 +98,7 @@ class Trainer:
         while not self._finished():
             epoch = len(self.history) + 1
             started = time.perf_counter()
-            loss, acc1 = self._train_one_epoch(epoch, batches, progress)
+            loss, acc1 = self.train_one_epoch(epoch, batches, progress)
             images_per_s = self.count / (time.perf_counter() - started)
             val_loss, val_acc1 = self.evaluate(val)
             result = EpochResult(
@@ -100,7 +106,8 @@ class Trainer:
             )
             self.history.append(result)
             self._keep(result)
-            progress.epoch(result, kept=self.kept_epoch == epoch and self.training.keep == "best")
+            is_best = self.training.keep == "best" and self.kept_epoch == epoch
+            progress.say(f"{result}{'  best' if is_best else ''}")
             if writer is not None:
                 _log(writer, result)
                 self._save_checkpoint()
@@ -141,7 +148,7 @@ class Trainer:
         self.history = [EpochResult(**epoch) for epoch in state["history"]]
         self.kept_epoch, self.kept_weights = state["kept_epoch"], state["kept_weights"]
 
-    def _train_one_epoch(self, epoch: int, batches: Batches, progress: Progress) -> tuple[float, float]:
+    def train_one_epoch(self, epoch: int, batches: Batches, progress: Progress) -> tuple[float, float]:
         """Mean loss and accuracy of the batches as they were seen."""
         rank = self.fabric.global_rank
         torch.manual_seed(epoch_seed(self.training.seed, epoch, rank))
@@ -167,7 +174,7 @@ class Trainer:
             progress.step(batch_size)
             if every and step % every == 0:
                 mean = float((totals - reported)[0]) * self.fabric.world_size / (every * self.training.batch_size)
-                progress.loss(epoch, step, mean)
+                progress.say(f"epoch {epoch:3d}  step {step:6d}  loss {mean:7.4f}")
                 reported = totals.clone()
         summed = self.fabric.all_reduce(totals, reduce_op="sum")
         assert isinstance(summed, torch.Tensor)

@@ -27,6 +27,7 @@ from train.recipe import Recipe
 from train.report import write_report
 
 GOLDEN_IMAGES = 16
+PREVIEW_IMAGES = 32
 _EXPORT_CHECK_IMAGES = 32
 
 
@@ -49,6 +50,8 @@ def train(
     """
     started = time.monotonic()
     runtime.keep_freed_memory()
+    if recipe.training.threads:
+        torch.set_num_threads(recipe.training.threads)
     fabric = _fabric(recipe, accelerator)
     first = fabric.is_global_zero
     if not first:
@@ -112,11 +115,10 @@ def load(recipe: Recipe, name: str, console: Console) -> Dataset:
 
 def preview(path: Path, recipe: Recipe, data: Dataset) -> None:
     """Write a picture of the first training batch as the network will see it."""
-    count = min(32, recipe.training.batch_size, len(data.train))
     order = loading.batch_indices(len(data.train), recipe.training, 1, loading.Share())
-    shown = data.train.subset(torch.cat(order)[: max(count, 32)].tolist())
+    shown = data.train.subset(torch.cat(order)[:PREVIEW_IMAGES].tolist())
     batches = loading.batches(
-        shown, recipe.input, recipe.training.model_copy(update={"batch_size": 32}), loading.Share()
+        shown, recipe.input, recipe.training.model_copy(update={"batch_size": PREVIEW_IMAGES}), loading.Share()
     )
     images, labels = next(iter(batches.epoch(1)))
     generator = torch.Generator().manual_seed(recipe.training.seed)

@@ -1,17 +1,13 @@
-"""What a person sees of a training: a bar with images/s and the time left, and one line for each epoch."""
+"""What a person sees of a training: a bar with images/s and the time left, and lines above it."""
 
 from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-
-if TYPE_CHECKING:
-    from train.loop import EpochResult
 
 _REFRESH_INTERVAL_S = 0.2
 
@@ -21,7 +17,6 @@ class Progress:
 
     def __init__(self, console: Console, images: int, epochs: int, done_epochs: int = 0) -> None:
         self._console = console
-        self._images, self._epochs = images, epochs
         self._bar = Bar(
             TextColumn("training"),
             BarColumn(),
@@ -54,13 +49,6 @@ class Progress:
             self._bar.update(self._task, advance=self._pending, speed=self._pending / elapsed, refresh=True)
             self._pending, self._shown = 0, time.perf_counter()
 
-    def loss(self, epoch: int, step: int, loss: float) -> None:
-        """The mean loss of the steps since the last one shown."""
-        self._console.print(f"epoch {epoch:3d}  step {step:6d}  loss {loss:7.4f}")
-
-    def epoch(self, result: EpochResult, *, kept: bool) -> None:
-        """One line for a finished epoch."""
-        line = f"epoch {result.epoch:3d}/{self._epochs}  loss {result.loss:7.4f}  acc1 {result.acc1:7.2%}"
-        if result.val_acc1 is not None:
-            line += f"  val loss {result.val_loss:7.4f}  val acc1 {result.val_acc1:7.2%}"
-        self._console.print(f"{line}  {result.images_per_s:8,.0f} images/s{'  best' if kept else ''}")
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(line)
