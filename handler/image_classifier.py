@@ -1,10 +1,7 @@
 """TorchServe handler: encoded images in, `{class name: probability}` out, each row of a batch with its own fate.
 
-TorchServe loads the one class that this module defines; keep it the only one.
-
-A row is the body of one HTTP request. It holds one image (raw body, or one multipart file) and is answered by an
-object with the `top_k` best classes in falling order; or several multipart files, answered by a list of such
-objects in their order, with an error object in the place of an image that cannot be classified.
+TorchServe loads the one class that this module defines; keep it the only one. What a row may hold and how it is
+answered is in `handler.rows`.
 """
 
 from __future__ import annotations
@@ -41,6 +38,8 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         threads = runtime.share_cores(workers=config.get("maxWorkers", 1))
         super().initialize(context)
         self.class_names = _class_names(self.mapping)
+        self.model_name = str(context.model_name)
+        self.model_version = str(self.manifest["model"].get("modelVersion", ""))
         folder = Path(context.system_properties["model_dir"]) / "golden"
         images, difference = golden.check(folder, self.predict, self.class_names)
         logger.info("Golden check passed: %d images, largest difference %.1e", images, difference)
@@ -48,13 +47,15 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch: one JSON body and one status for each row, in order."""
-        rows = self.preprocess(data)
+        rows = self.preprocess(data, context)
         probabilities = self.inference([image for row in rows for image in row.tensors])
         return self.postprocess(rows, probabilities, context)
 
-    def preprocess(self, data: list[dict[str, Any]]) -> list[Row]:
+    def preprocess(self, data: list[dict[str, Any]], context: Any) -> list[Row]:
         """Decode every image of every row; a refused image is part of its row."""
-        return [Row.read(fields, self.settings) for fields in data]
+        return [
+            Row.read(fields, context.get_all_request_header(index), self.settings) for index, fields in enumerate(data)
+        ]
 
     def inference(self, data: list[torch.Tensor]) -> torch.Tensor:
         """N tensors uint8[C,H,W] → float32[N,K] probabilities on the CPU; N may be 0."""
@@ -65,13 +66,15 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         return probabilities.cpu()
 
     def postprocess(self, rows: list[Row], probabilities: torch.Tensor, context: Any) -> list[bytes]:
-        """Put the answers in their places, and set each row's status and content type."""
-        answers = iter(self._label(probabilities))
+        """Put the answers in their places, and set each row's status and headers."""
+        answers = iter(self._label(probabilities, max((row.top_k for row in rows), default=1)))
         for index, row in enumerate(rows):
             context.set_response_content_type(index, "application/json")
+            context.set_response_header(index, "x-model-name", self.model_name)
+            context.set_response_header(index, "x-model-version", self.model_version)
             if row.refusal:
                 context.set_response_status(code=row.refusal.code, phrase=row.refusal.phrase, idx=index)
-        return [row.body(answers) for row in rows]
+        return [row.body(answers, self.model_name, self.model_version) for row in rows]
 
     def predict(self, images: Sequence[bytes]) -> torch.Tensor:
         """Encoded images → float32[N,K] probabilities, exactly as a request is answered.
@@ -81,9 +84,9 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         """
         return self.inference([decode(image, self.settings) for image in images])
 
-    def _label(self, probabilities: torch.Tensor) -> list[dict[str, float]]:
+    def _label(self, probabilities: torch.Tensor, top_k: int) -> list[dict[str, float]]:
         """float32[N,K] → the `top_k` best of each row, falling."""
-        best = probabilities.topk(min(self.settings.top_k, len(self.class_names)))
+        best = probabilities.topk(min(top_k, len(self.class_names)))
         return [
             {self.class_names[index]: value for index, value in zip(indices, values, strict=True)}
             for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)

@@ -1,4 +1,12 @@
-"""One HTTP request of a batch: which images it holds, and how its answer is put together."""
+"""One HTTP request of a batch: which images it holds, what it asks for, and how its answer is put together.
+
+| request | answer |
+|---|---|
+| an encoded image, raw or as the one file of a form | `{label: probability}`, the best first |
+| a form with several files | a list of these, with an error object in the place of a refused image |
+| KServe v1: `{"instances": [{"b64": "..."}]}` | `{"predictions": [...]}`, the same list |
+| Open Inference v2: `{"inputs": [{"datatype": "BYTES" or "UINT8", ...}]}` | `{"outputs": [label, probability]}` |
+"""
 
 from __future__ import annotations
 
@@ -9,47 +17,112 @@ from typing import Any
 
 import torch
 
+from handler import kserve
 from handler.decoding import decode
 from handler.errors import InvalidRequest, RequestError
 from handler.settings import HandlerSettings
+
+TOP_K_HEADER = "x-top-k"
+
+Image = torch.Tensor | RequestError
+Answer = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Row:
     """The images of one request, each decoded to uint8[C,H,W] or refused."""
 
-    images: list[torch.Tensor | RequestError]
-    as_list: bool
-    """Several images were sent, so the answer is a list with refusals in their own places."""
+    images: list[Image]
+    top_k: int
+    protocol: str = "image"
+    """`image`, `form` (several files), `v1` or `v2`."""
+    refusal: RequestError | None = None
+    """Why the whole request is refused, if it is."""
+    request_id: str | None = None
+    """Open Inference v2 gives it back."""
 
     @classmethod
-    def read(cls, fields: Mapping[str, Any], settings: HandlerSettings) -> Row:
-        """Decode a request as TorchServe hands it over: one value for each field, whatever the fields are called."""
-        images = [_decode(value, settings) for value in fields.values()] or [_decode(b"", settings)]
-        return cls(images, as_list=len(images) > 1)
+    def read(cls, fields: Mapping[str, Any], headers: Mapping[str, Any], settings: HandlerSettings) -> Row:
+        """Read a request as TorchServe hands it over: a value for each field of a form, or the field `body`."""
+        try:
+            top_k = _top_k(headers, settings)
+            document = _json_body(fields)
+            if document is not None:
+                return _read_json(document, top_k, settings)
+            images = [_decode(value, settings) for value in fields.values()] or [_decode(b"", settings)]
+            if len(images) > 1:
+                return cls(images, top_k, "form")
+            return cls(images, top_k, refusal=_first_refusal(images))
+        except RequestError as refusal:
+            return cls([refusal], settings.top_k, refusal=refusal)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         return [image for image in self.images if isinstance(image, torch.Tensor)]
 
-    @property
-    def refusal(self) -> RequestError | None:
-        """Why the whole request is refused, if it is."""
-        first = self.images[0]
-        return first if isinstance(first, RequestError) and not self.as_list else None
+    def body(self, answers: Iterator[Answer], model_name: str, model_version: str) -> bytes:
+        """The JSON body; takes one of `answers`, all classes or the best first, for each of `tensors`, in order."""
+        if self.refusal is not None:
+            for _ in self.tensors:
+                next(answers)
+            return json.dumps(self.refusal.body()).encode()
+        entries: list[Any] = []
+        for image in self.images:
+            if isinstance(image, RequestError):
+                entries.append(image.body())
+            else:
+                entries.append(dict(list(next(answers).items())[: self.top_k]))
+        if self.protocol == "v1":
+            document: Any = {"predictions": entries}
+        elif self.protocol == "v2":
+            document = kserve.v2_response(entries, model_name, model_version, self.request_id)
+        else:
+            document = entries if self.protocol == "form" else entries[0]
+        return json.dumps(document).encode()
 
-    def body(self, answers: Iterator[dict[str, float]]) -> bytes:
-        """The JSON body; takes one of `answers` for each of `tensors`, in order."""
-        entries = [image.body() if isinstance(image, RequestError) else next(answers) for image in self.images]
-        return json.dumps(entries if self.as_list else entries[0]).encode()
+
+def _top_k(headers: Mapping[str, Any], settings: HandlerSettings) -> int:
+    value = next((value for name, value in headers.items() if name.lower() == TOP_K_HEADER), None)
+    if value is None:
+        return settings.top_k
+    if not str(value).isascii() or not str(value).isdigit() or int(value) < 1:
+        raise InvalidRequest(f"header {TOP_K_HEADER}: expected a whole number from 1, found {value!r}")
+    return int(value)
 
 
-def _decode(value: Any, settings: HandlerSettings) -> torch.Tensor | RequestError:
+def _json_body(fields: Mapping[str, Any]) -> Any:
+    """What TorchServe parsed from an `application/json` body; None for every other request."""
+    body = fields.get("body", fields.get("data"))
+    if len(fields) == 1 and isinstance(body, (dict, list, int, float)) and not isinstance(body, bool):
+        return body
+    return None
+
+
+def _read_json(document: Any, top_k: int, settings: HandlerSettings) -> Row:
+    if isinstance(document, dict) and "instances" in document:
+        images = [_decode(data, settings) for data in kserve.v1_images(document)]
+        return Row(images, top_k, "v1", _first_refusal(images) if len(images) == 1 else None)
+    if isinstance(document, dict) and "inputs" in document:
+        images = [
+            data if isinstance(data, (torch.Tensor, RequestError)) else _decode(data, settings)
+            for data in kserve.v2_images(document, settings)
+        ]
+        return Row(images, top_k, "v2", _first_refusal(images), kserve.v2_id(document))
+    raise InvalidRequest('JSON must be {"instances": [{"b64": "..."}]} (KServe v1) or {"inputs": [...]} (v2)')
+
+
+def _first_refusal(images: list[Image]) -> RequestError | None:
+    return next((image for image in images if isinstance(image, RequestError)), None)
+
+
+def _decode(value: Any, settings: HandlerSettings) -> Image:
     try:
+        if isinstance(value, RequestError):
+            return value
         if isinstance(value, str):  # TorchServe decodes text/* bodies
             value = value.encode()
         if not isinstance(value, (bytes, bytearray)):
-            raise InvalidRequest("the request holds JSON where an encoded image was expected")
+            raise InvalidRequest(f"expected an encoded image, found {type(value).__name__}")
         return decode(value, settings)
     except RequestError as refusal:
         return refusal

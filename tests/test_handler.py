@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import yaml
 from ts.context import Context, RequestProcessor
 
+from handler.decoding import decode
 from handler.golden import GoldenMismatch
 from handler.image_classifier import ImageClassifier
 from handler.settings import SettingsError
@@ -23,7 +25,7 @@ def make_context(model_dir: Path, rows: int = 0) -> Context:
     context = Context(
         model_name="lenet5-digits",
         model_dir=str(model_dir),
-        manifest={"model": {"serializedFile": "model.pt"}},
+        manifest={"model": {"serializedFile": "model.pt", "modelVersion": "1.0"}},
         batch_size=32,
         gpu=None,
         mms_version="0.12.0",
@@ -43,11 +45,18 @@ def load(model_dir: Path) -> ImageClassifier:
     return classifier
 
 
-def ask(classifier: ImageClassifier, model_dir: Path, bodies: list[Any]) -> tuple[list[Any], list[int]]:
-    """Answers and statuses of one batch with a raw body in each row."""
+def ask(
+    classifier: ImageClassifier, model_dir: Path, bodies: list[Any], headers: dict[int, dict[str, str]] | None = None
+) -> tuple[list[Any], list[int]]:
+    """Answers and statuses of one batch with a raw body in each row; `headers` by the number of the row."""
     context = make_context(model_dir, len(bodies))
+    context.request_processor = [RequestProcessor((headers or {}).get(index, {})) for index in range(len(bodies))]
     answers = classifier.handle([body if isinstance(body, dict) else {"body": body} for body in bodies], context)
     assert isinstance(answers, list)
+    for index in range(len(bodies)):
+        assert context.get_response_headers(index) == {
+            "content-type": "application/json", "x-model-name": "lenet5-digits", "x-model-version": "1.0",
+        }  # fmt: skip
     return [json.loads(answer) for answer in answers], [context.get_response_status(i)[0] for i in range(len(bodies))]
 
 
@@ -123,6 +132,87 @@ def test_requests_without_an_image_are_the_clients_mistake(
     assert refused["code"] == status
     assert 400 <= status < 500
     assert neighbour == 200
+    assert len(answer) == 5
+
+
+def test_each_request_may_ask_for_its_own_top_k(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
+    """A header decides for its row alone; a value that is no count is that row's 400."""
+    answers, statuses = ask(
+        classifier,
+        run,
+        [digit] * 5,
+        {0: {"X-Top-K": "2"}, 2: {"x-top-k": "99"}, 3: {"x-top-k": "-1"}, 4: {"x-top-k": "²"}},
+    )
+    assert statuses == [200, 200, 200, 400, 400]
+    assert [len(answer) for answer in answers[:3]] == [2, 5, 10]
+    assert "x-top-k" in answers[3]["message"]
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_kserve_v1_in_a_batch(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
+    """Predictions in order, errors in their own places, whatever else is in the batch."""
+    [alone], _ = ask(classifier, run, [digit])
+    request = {"instances": [{"b64": b64(digit)}, {"b64": "?"}, b64(digit), {"b64": b64(b"no image")}, 7]}
+    (first, v1), statuses = ask(classifier, run, [digit, {"body": request}])
+    assert statuses == [200, 200]
+    assert first == pytest.approx(alone, abs=1e-6)
+    predictions = v1["predictions"]
+    assert predictions[0] == pytest.approx(alone, abs=1e-6)
+    assert predictions[2] == predictions[0]
+    assert [predictions[i]["code"] for i in (1, 3, 4)] == [400, 415, 400]
+
+
+def test_open_inference_v2_takes_bytes_and_pixels(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
+    """Encoded images and decoded pixels give the same labels and probabilities as a raw request."""
+    [alone], _ = ask(classifier, run, [digit])
+    pixels = decode(digit, classifier.settings)
+    as_bytes = {"id": "42", "inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": [b64(digit)] * 2}]}
+    as_pixels = {
+        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 1, 32, 32], "data": pixels.flatten().tolist()}]
+    }
+    (from_bytes, from_pixels), statuses = ask(classifier, run, [{"body": as_bytes}, {"body": as_pixels}])
+    assert statuses == [200, 200]
+    assert from_bytes["id"] == "42"
+    assert "id" not in from_pixels
+    for response, count in ((from_bytes, 2), (from_pixels, 1)):
+        assert (response["model_name"], response["model_version"]) == ("lenet5-digits", "1.0")
+        label, probability = response["outputs"]
+        assert label["shape"] == probability["shape"] == [count, 5]
+        assert label["data"] == list(alone) * count
+        assert probability["data"] == pytest.approx(list(alone.values()) * count, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"instances": []},
+        {"instances": "abc"},
+        {"instances": [{"b64": "?"}]},
+        {"inputs": []},
+        {"inputs": [1]},
+        {"inputs": [{"datatype": "BYTES", "data": []}]},
+        {"inputs": [{"datatype": "BYTES", "data": ["?"]}]},
+        {"inputs": [{"datatype": "FP32", "shape": [1, 1, 32, 32], "data": [0.5] * 1024}]},
+        {"inputs": [{"datatype": "UINT8", "shape": [1, 1, 28, 28], "data": [0] * 784}]},
+        {"inputs": [{"datatype": "UINT8", "shape": [1, 1, 32, 32], "data": [0] * 7}]},
+        {"inputs": [{"datatype": "UINT8", "shape": [1, 1, 32, 32], "data": [256] * 1024}]},
+        {"inputs": [{"datatype": "UINT8", "shape": [1, 1, 32, 32], "data": [[0], [0, 1]]}]},
+        {"images": []},
+        [1, 2],
+        7,
+    ],
+    ids=str,
+)
+def test_json_of_another_shape_is_that_rows_400(
+    classifier: ImageClassifier, run: Path, digit: bytes, document: Any
+) -> None:
+    """Every wrong shape of JSON is the client's mistake, said in words, and the neighbour is answered."""
+    (refused, answer), statuses = ask(classifier, run, [{"body": document}, digit])
+    assert statuses == [400, 200]
+    assert refused["type"] == "InvalidRequest"
     assert len(answer) == 5
 
 

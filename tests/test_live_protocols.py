@@ -1,0 +1,104 @@
+"""The same model by every protocol that TorchServe speaks: raw, KServe v1 and v2, at batch sizes above one."""
+
+from __future__ import annotations
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+
+from client.torchserve import TorchServe
+from server.launch import RunningServer
+from tests.conftest import MODEL
+
+
+@pytest.fixture
+def session(torchserve: RunningServer) -> requests.Session:
+    """Plain HTTP with the inference token, as a client of another making would send it."""
+    session = requests.Session()
+    session.trust_env = False
+    session.headers["Authorization"] = "Bearer " + json.loads(torchserve.key_file.read_text())["inference"]["key"]
+    return session
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def v2(data: bytes) -> dict[str, Any]:
+    return {"id": "7", "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [b64(data)]}]}
+
+
+def test_kserve_v1(torchserve: RunningServer, session: requests.Session, client: TorchServe, digit: bytes) -> None:
+    """`/v1/models/NAME:predict` answers several instances in order, the bad one in its own place."""
+    answer = session.post(
+        f"{torchserve.inference_url}/v1/models/{MODEL}:predict",
+        json={"instances": [{"b64": b64(digit)}, {"b64": b64(b"no image")}]},
+        timeout=30,
+    )
+    assert answer.status_code == 200
+    good, bad = answer.json()["predictions"]
+    assert good == pytest.approx(client.predict(MODEL, digit), abs=1e-5)
+    assert bad["code"] == 415
+
+
+def test_open_inference_v2(
+    torchserve: RunningServer, session: requests.Session, client: TorchServe, digit: bytes
+) -> None:
+    """`/v2/models/NAME/infer` answers with labels and probabilities, and gives the request's id back."""
+    answer = session.post(f"{torchserve.inference_url}/v2/models/{MODEL}/infer", json=v2(digit), timeout=30)
+    assert answer.status_code == 200
+    body = answer.json()
+    label, probability = body["outputs"]
+    assert body["id"] == "7"
+    assert dict(zip(label["data"], probability["data"], strict=True)) == pytest.approx(
+        client.predict(MODEL, digit), abs=1e-5
+    )
+
+
+def test_protocols_share_batches(torchserve: RunningServer, session: requests.Session, digit: bytes) -> None:
+    """Raw, v1, v2 and malformed requests that arrive together are each answered in their own form."""
+    base = torchserve.inference_url
+    requests_of_each = [
+        (f"{base}/predictions/{MODEL}", {"data": digit, "headers": {"Content-Type": "image/png"}}, 200),
+        (f"{base}/v1/models/{MODEL}:predict", {"json": {"instances": [b64(digit)]}}, 200),
+        (f"{base}/v2/models/{MODEL}/infer", {"json": v2(digit)}, 200),
+        (f"{base}/v1/models/{MODEL}:predict", {"json": {"instances": [b64(b"no image")]}}, 415),
+        (f"{base}/predictions/{MODEL}", {"data": digit, "headers": {"X-Top-K": "many"}}, 400),
+    ] * 10
+
+    def ask(request: tuple[str, dict[str, Any], int]) -> tuple[int, set[str]]:
+        url, arguments, _ = request
+        answer = session.post(url, timeout=30, **arguments)
+        return answer.status_code, set(answer.json())
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(ask, requests_of_each))
+    assert [status for status, _ in answers] == [status for *_, status in requests_of_each]
+    keys = [keys for _, keys in answers]
+    assert all(len(keys) == 5 for keys in keys[0::5])
+    assert all(keys == {"predictions"} for keys in keys[1::5])
+    assert all(keys == {"id", "model_name", "model_version", "outputs"} for keys in keys[2::5])
+    assert all(keys == {"code", "type", "message"} for keys in keys[3::5] + keys[4::5])
+
+
+@pytest.mark.parametrize("content_type", ["application/octet-stream", "image/jpeg", "text/plain", "application/json"])
+def test_an_image_under_any_content_type(
+    torchserve: RunningServer, session: requests.Session, client: TorchServe, digit: bytes, content_type: str
+) -> None:
+    """The bytes decide what an image is, not what the client calls it."""
+    url = f"{torchserve.inference_url}/predictions/{MODEL}"
+    answer = session.post(url, data=digit, headers={"Content-Type": content_type}, timeout=30)
+    assert answer.status_code == 200
+    assert answer.json() == pytest.approx(client.predict(MODEL, digit), abs=1e-5)
+
+
+def test_top_k_and_model_headers(torchserve: RunningServer, session: requests.Session, digit: bytes) -> None:
+    """A header asks for more or fewer classes; the answer's headers say which model gave it."""
+    url = f"{torchserve.inference_url}/predictions/{MODEL}"
+    answer = session.post(url, data=digit, headers={"X-Top-K": "3"}, timeout=30)
+    assert len(answer.json()) == 3
+    assert (answer.headers["x-model-name"], answer.headers["x-model-version"]) == (MODEL, "1.0")
