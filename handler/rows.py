@@ -22,7 +22,9 @@ from handler.decoding import decode
 from handler.errors import InvalidRequest, RequestError
 from handler.settings import HandlerSettings
 
+# TorchServe does not pass a query string on to the worker.
 TOP_K_HEADER = "x-top-k"
+TOP_K_FIELD = "top_k"
 
 Image = torch.Tensor | RequestError
 Answer = dict[str, float]
@@ -45,11 +47,12 @@ class Row:
     def read(cls, fields: Mapping[str, Any], headers: Mapping[str, Any], settings: HandlerSettings) -> Row:
         """Read a request as TorchServe hands it over: a value for each field of a form, or the field `body`."""
         try:
-            top_k = _top_k(headers, settings)
+            top_k = _top_k(fields, headers, settings)
             document = _json_body(fields)
             if document is not None:
                 return _read_json(document, top_k, settings)
-            images = [_decode(value, settings) for value in fields.values()] or [_decode(b"", settings)]
+            bodies = [value for name, value in fields.items() if name != TOP_K_FIELD] or [b""]
+            images = [_decode(body, settings) for body in bodies]
             if len(images) > 1:
                 return cls(images, top_k, "form")
             return cls(images, top_k, refusal=_first_refusal(images))
@@ -81,19 +84,22 @@ class Row:
         return json.dumps(document).encode()
 
 
-def _top_k(headers: Mapping[str, Any], settings: HandlerSettings) -> int:
-    value = next((value for name, value in headers.items() if name.lower() == TOP_K_HEADER), None)
+def _top_k(fields: Mapping[str, Any], headers: Mapping[str, Any], settings: HandlerSettings) -> int:
+    """From a form's field or the request's header, or else the settings."""
+    header = next((value for name, value in headers.items() if name.lower() == TOP_K_HEADER), None)
+    value = fields.get(TOP_K_FIELD, header)
     if value is None:
         return settings.top_k
-    if not str(value).isascii() or not str(value).isdigit() or int(value) < 1:
-        raise InvalidRequest(f"header {TOP_K_HEADER}: expected a whole number from 1, found {value!r}")
-    return int(value)
+    text = bytes(value).decode(errors="replace") if isinstance(value, (bytes, bytearray)) else str(value)
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise InvalidRequest(f"{TOP_K_FIELD}: expected a whole number from 1, found {text[:20]!r}")
+    return int(text)
 
 
 def _json_body(fields: Mapping[str, Any]) -> Any:
     """What TorchServe parsed from an `application/json` body; None for every other request."""
-    body = fields.get("body", fields.get("data"))
-    if len(fields) == 1 and isinstance(body, (dict, list, int, float)) and not isinstance(body, bool):
+    body = fields.get("body")
+    if isinstance(body, (dict, list, int, float)) and not isinstance(body, bool):
         return body
     return None
 

@@ -145,7 +145,12 @@ def test_each_request_may_ask_for_its_own_top_k(classifier: ImageClassifier, run
     )
     assert statuses == [200, 200, 200, 400, 400]
     assert [len(answer) for answer in answers[:3]] == [2, 5, 10]
-    assert "x-top-k" in answers[3]["message"]
+    assert "top_k: expected a whole number from 1, found '-1'" in answers[3]["message"]
+    forms = [{"image": digit, "top_k": bytearray(b"2")}, {"image": digit, "top_k": "none"}]
+    (two, refused), statuses = ask(classifier, run, forms)
+    assert statuses == [200, 400]
+    assert len(two) == 2
+    assert "'none'" in refused["message"]
 
 
 def b64(data: bytes) -> str:
