@@ -102,7 +102,13 @@ class Trainer:
             images_per_s = self.count / (time.perf_counter() - started)
             val_loss, val_acc1 = self.evaluate(val)
             result = EpochResult(
-                epoch, loss, acc1, val_loss, val_acc1, float(self.scheduler.get_last_lr()[0]), round(images_per_s, 1)
+                epoch,
+                loss,
+                acc1,
+                val_loss,
+                val_acc1,
+                float(self.optimizer.param_groups[0]["lr"]),
+                round(images_per_s, 1),
             )
             self.history.append(result)
             self._keep(result)
@@ -142,7 +148,8 @@ class Trainer:
         state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self.plain_network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.history = [EpochResult(**epoch) for epoch in state["history"]]
@@ -166,7 +173,8 @@ class Trainer:
             self.optimizer.zero_grad()
             self.fabric.backward(loss * (self.fabric.world_size / batch_size))
             self.optimizer.step()
-            self.scheduler.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
             if self.ema is not None:
                 self.ema.update_parameters(self.plain_network)
             with torch.no_grad():
@@ -210,7 +218,7 @@ class Trainer:
         state = {
             "network": self.plain_network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "history": [epoch.as_dict() for epoch in self.history],
             "kept_epoch": self.kept_epoch,
@@ -241,9 +249,9 @@ def _optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.Opt
 
 def _scheduler(
     optimizer: torch.optim.Optimizer, training: TrainingSection, steps_per_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+) -> torch.optim.lr_scheduler.LRScheduler | None:
     if training.schedule == "constant":
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, _unchanged)
+        return None
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=training.learning_rate,
@@ -251,10 +259,6 @@ def _scheduler(
         pct_start=training.warmup_fraction,
         cycle_momentum=False,
     )
-
-
-def _unchanged(step: int) -> float:
-    return 1.0
 
 
 def _log(writer: SummaryWriter, result: EpochResult) -> None:
