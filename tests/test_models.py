@@ -12,6 +12,7 @@ from torch import nn
 
 from train import export, models
 from train.errors import ExportError, ModelError
+from train.export import ServedClassifier
 from train.recipe import ModelSection
 
 COLOUR = {"mean": [0.5] * 3, "std": [0.5] * 3}
@@ -90,6 +91,7 @@ def test_weights_of_another_number_of_classes_fit_but_for_the_classifier(tmp_pat
         assert torch.equal(network[0].weight, source[0].weight)
         assert torch.equal(network[9].weight, source[9].weight)
         assert network[11].weight.shape == (4, 84)
+        assert not network[11].weight.any()
 
 
 def test_a_run_folders_weights_can_be_trained_on(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_both_exports_answer_as_the_network(tmp_path: Path) -> None:
     """model.pt and model.pt2 take any batch size and give the trained network's probabilities."""
     classifier = models.build(section("resnet-cifar10"), channels=3, num_classes=10).eval()
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-    assert export.export(classifier, 1.7, images, tmp_path) <= 1e-5
+    assert export.export(ServedClassifier(classifier, 1.7), images, tmp_path) <= 1e-5
     expected = (classifier(images.float()) / 1.7).softmax(1)
     for model in (export.load_torchscript(tmp_path / "model.pt"), export.load_exported_program(tmp_path / "model.pt2")):
         for count in (1, 2, 5, 8):
@@ -143,7 +145,7 @@ def test_exported_logits_can_be_explained(tmp_path: Path) -> None:
     """The exported method gives the network's logits with a gradient."""
     classifier = models.build(section("cnn-cifar10"), channels=3, num_classes=10).eval()
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    export.export(classifier, 2.0, images, tmp_path)
+    export.export(ServedClassifier(classifier, 2.0), images, tmp_path)
     model = torch.jit.load(str(tmp_path / "model.pt"))
     pixels = images.float().requires_grad_()
     logits = model.logits(pixels)
@@ -151,6 +153,17 @@ def test_exported_logits_can_be_explained(tmp_path: Path) -> None:
     logits[:, 3].sum().backward()
     assert pixels.grad is not None
     assert pixels.grad.abs().sum() > 0
+
+
+def test_the_mean_with_the_mirror_image_is_served(tmp_path: Path) -> None:
+    """An image and its mirror image get the same answer, the mean of what the network says of both."""
+    classifier = models.build(section("cnn-cifar10"), channels=3, num_classes=10).eval()
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    export.export(ServedClassifier(classifier, average_mirror=True), images, tmp_path)
+    expected = (classifier(images.float()) + classifier(images.float().flip(3))) / 2
+    for model in (export.load_torchscript(tmp_path / "model.pt"), export.load_exported_program(tmp_path / "model.pt2")):
+        assert torch.allclose(model(images), expected.softmax(1), atol=1e-5)
+        assert torch.allclose(model(images.flip(3)), model(images), atol=1e-6)
 
 
 class _DependsOnTheBatch(nn.Module):
@@ -173,6 +186,6 @@ def test_an_export_that_answers_otherwise_is_refused(tmp_path: Path) -> None:
     """The comparison with the trained network can fail, and so can the export itself."""
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     with pytest.raises(ExportError, match=r"model\.pt differs from the trained network by"):
-        export.export(_DependsOnTheBatch(), 1.0, images, tmp_path)
+        export.export(ServedClassifier(_DependsOnTheBatch()), images, tmp_path)
     with pytest.raises(ExportError, match=r"cannot be exported as model\.pt: RuntimeError: not today"):
-        export.export(_Refuses(), 1.0, images, tmp_path)
+        export.export(ServedClassifier(_Refuses()), images, tmp_path)

@@ -19,12 +19,19 @@ Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ServedClassifier(nn.Module):
-    """What is exported: normalisation, network, temperature and softmax in one module."""
+    """What is exported: normalisation, network, temperature and softmax in one module.
 
-    def __init__(self, classifier: nn.Module, temperature: float) -> None:
+    Args:
+        classifier: float32[N,C,H,W] in 0..255 → logits.
+        temperature: divides the logits.
+        average_mirror: answer with the mean logits of an image and its mirror image.
+    """
+
+    def __init__(self, classifier: nn.Module, temperature: float = 1.0, average_mirror: bool = False) -> None:
         super().__init__()
         self.classifier = classifier
         self.temperature = temperature
+        self.average_mirror = average_mirror
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8[N,C,H,W] → probabilities float32[N,K]."""
@@ -34,14 +41,16 @@ class ServedClassifier(nn.Module):
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """float32[N,C,H,W] in 0..255 → logits float32[N,K], differentiable: for explanations."""
         logits: torch.Tensor = self.classifier(images)
+        if self.average_mirror:
+            logits = (logits + self.classifier(images.flip(3))) / 2
         return logits
 
 
-def export(classifier: nn.Module, temperature: float, images: torch.Tensor, folder: Path) -> float:
-    """Write `classifier` as `model.pt` (TorchScript) and `model.pt2` (torch.export), and prove both.
+def export(served: ServedClassifier, images: torch.Tensor, folder: Path) -> float:
+    """Write `served` as `model.pt` (TorchScript) and `model.pt2` (torch.export), and prove both.
 
     Args:
-        classifier: float32[N,C,H,W] in 0..255 → logits, on the CPU.
+        served: on the CPU.
         images: uint8[N,C,H,W], N ≥ 2: real inputs to trace and to compare with.
 
     Returns:
@@ -50,7 +59,7 @@ def export(classifier: nn.Module, temperature: float, images: torch.Tensor, fold
     Raises:
         ExportError: the network cannot be exported, or a difference is above 1e-5 for a batch size that was tried.
     """
-    served = ServedClassifier(classifier, temperature).eval()
+    served.eval()
     formats: dict[str, tuple[Callable[[ServedClassifier, torch.Tensor, Path], None], Callable[[Path], Predict]]] = {
         "model.pt": (_write_torchscript, load_torchscript),
         "model.pt2": (_write_exported_program, load_exported_program),
@@ -90,7 +99,7 @@ def _write_torchscript(served: ServedClassifier, images: torch.Tensor, path: Pat
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING)
         traced = torch.jit.trace(served.classifier, images[:2].float())
-        torch.jit.script(ServedClassifier(traced, served.temperature)).save(str(path))
+        torch.jit.script(ServedClassifier(traced, served.temperature, served.average_mirror)).save(str(path))
 
 
 def _write_exported_program(served: ServedClassifier, images: torch.Tensor, path: Path) -> None:

@@ -107,7 +107,7 @@ class Trainer:
                 acc1,
                 val_loss,
                 val_acc1,
-                float(self.optimizer.param_groups[0]["lr"]),
+                float(self.optimizer.param_groups[-1]["lr"]),
                 round(images_per_s, 1),
             )
             self.history.append(result)
@@ -161,6 +161,10 @@ class Trainer:
         torch.manual_seed(epoch_seed(self.training.seed, epoch, rank))
         generator = torch.Generator().manual_seed(epoch_seed(self.training.seed, epoch, rank))
         self.network.train()
+        if self.training.freeze_batch_norm:
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         totals = torch.zeros(2, device=self.fabric.device)  # loss, correct
         reported = totals.clone()
         every = self.training.log_every_steps
@@ -232,19 +236,24 @@ class Trainer:
 
 def _optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.Optimizer:
     """The recipe's optimizer; weight decay is for weights alone, not for biases and normalisation."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    *backbone, weight, bias = network.parameters()
+    if training.backbone_learning_rate_factor == 0:
+        for parameter in backbone:
+            parameter.requires_grad_(False)
+        backbone = []
     groups = [
         {
-            "params": [parameter for parameter in parameters if parameter.ndim > 1],
-            "weight_decay": training.weight_decay,
-        },
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+            "params": [parameter for parameter in parameters if (parameter.ndim > 1) is decayed],
+            "weight_decay": training.weight_decay if decayed else 0.0,
+            "lr": training.learning_rate * factor,
+        }
+        for parameters, factor in ((backbone, training.backbone_learning_rate_factor), ((weight, bias), 1.0))
+        for decayed in (True, False)
     ]
+    groups = [group for group in groups if group["params"]]
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
-    return torch.optim.SGD(
-        groups, lr=training.learning_rate, momentum=training.momentum, nesterov=training.nesterov, fused=True
-    )
+        return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.SGD(groups, momentum=training.momentum, nesterov=training.nesterov, fused=True)
 
 
 def _scheduler(
@@ -254,7 +263,7 @@ def _scheduler(
         return None
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
-        max_lr=training.learning_rate,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
         total_steps=training.epochs * steps_per_epoch,
         pct_start=training.warmup_fraction,
         cycle_momentum=False,

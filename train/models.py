@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -175,7 +176,11 @@ def _timm_network(name: str, channels: int, num_classes: int, pretrained: bool) 
     if not timm.is_model(name):
         similar = ", ".join(timm.list_models(f"*{name}*")[:5]) or "none like it"
         raise ModelError(f"timm has no network {name!r}; it has {similar}")
-    network: nn.Module = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=num_classes)
+    created: Any = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=num_classes)
+    if pretrained:
+        for parameter in created.get_classifier().parameters():
+            nn.init.zeros_(parameter)
+    network: nn.Module = created
     return network
 
 
@@ -192,7 +197,9 @@ def _load_weights(network: nn.Module, path: Path) -> None:
 
 
 def _fit_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
-    """Copy `weights` into `network`, whose classifier may be for another number of classes and then keeps its own.
+    """Copy `weights` into `network`, whose classifier may be for another number of classes and then starts at zero.
+
+    A classifier of random weights would spoil the others with its first gradients.
 
     Weights of the same architecture under other names fit as well: tensors are then matched by their order.
 
@@ -212,4 +219,5 @@ def _fit_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: s
     # Only the last layer's weight and bias may differ, and only in the number of classes.
     if any(weights[key].shape[1:] != own[key].shape[1:] for key in others) or len(others) > 2:
         raise ModelError(f"model.weights: {source} does not fit the network at {others[0]}")
+    fitting |= {key: torch.zeros_like(own[key]) for key in others}
     network.load_state_dict(fitting, strict=False)

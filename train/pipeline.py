@@ -19,6 +19,7 @@ from handler import golden, runtime
 from train import datasets, evaluation, export, loading, models, run_folder
 from train.augmentation import augment
 from train.datasets import Dataset
+from train.export import ServedClassifier
 from train.loop import LabelledTensors, Trainer
 from train.models import Classifier
 from train.preview import write_preview
@@ -151,13 +152,14 @@ class Exported:
 def _export(folder: Path, recipe: Recipe, data: Dataset, classifier: Classifier) -> Exported:
     """Write the weights, the exported model and what serves it, and let it answer the held-out images."""
     save_file(classifier.state_dict(), folder / "weights.safetensors")
-    temperature = _temperature(recipe, data, classifier)
+    served = ServedClassifier(classifier, average_mirror=recipe.model.average_mirror).eval()
+    served.temperature = _fit_temperature(recipe, data, served)
     examples = data.test.subset(range(min(_EXPORT_CHECK_IMAGES, len(data.test)))).decode(recipe.input)
-    difference = export.export(classifier, temperature, examples, folder)
+    difference = export.export(served, examples, folder)
     _write_serving_files(folder, recipe, data)
     probabilities = evaluation.predict(folder / "model.pt", data.test, recipe.input)
     _write_golden(folder, data, probabilities)
-    return Exported(temperature, difference, probabilities)
+    return Exported(served.temperature, difference, probabilities)
 
 
 def _write_metrics(folder: Path, data: Dataset, exported: Exported, trainer: Trainer) -> float:
@@ -181,13 +183,12 @@ def _write_metrics(folder: Path, data: Dataset, exported: Exported, trainer: Tra
     return accuracy
 
 
-def _temperature(recipe: Recipe, data: Dataset, classifier: Classifier) -> float:
+def _fit_temperature(recipe: Recipe, data: Dataset, served: ServedClassifier) -> float:
     """Fitted to the validation images, which the network was not trained on."""
     if len(data.val) == 0:
         return 1.0
-    classifier.eval()
     with torch.inference_mode():
-        logits = torch.cat([classifier(batch.float()) for batch in data.val.decode(recipe.input).split(256)])
+        logits = torch.cat([served.logits(batch.float()) for batch in data.val.decode(recipe.input).split(256)])
     return evaluation.fit_temperature(logits, data.val.labels)
 
 

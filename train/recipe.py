@@ -43,6 +43,8 @@ class ModelSection(_Section):
 
     architecture: str
     """One of ours, a classification network of torchvision by its name, or `timm/NAME`."""
+    average_mirror: bool = False
+    """Serve the mean of an image and its mirror image: twice the cost, more accurate where left and right are alike."""
     weights: str | None = None
     """Nothing: from scratch. `pretrained`: what the library downloads. Otherwise a file of weights."""
     mean: list[float] = Field(min_length=1)
@@ -80,6 +82,8 @@ class TrainingSection(_Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(gt=0)
     """The peak, where the schedule has one."""
+    backbone_learning_rate_factor: float = Field(default=1, ge=0, le=1)
+    """For fine-tuning: all but the last layer learn at this share of the rate; at 0 they stay as they came."""
     schedule: Literal["constant", "one_cycle"] = "one_cycle"
     warmup_fraction: float = Field(default=0.3, gt=0, lt=1)
     """Share of the steps in which the one-cycle schedule rises."""
@@ -90,6 +94,8 @@ class TrainingSection(_Section):
     weight_decay: float = Field(default=0.0, ge=0)
     """Not applied to biases and normalisation."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    freeze_batch_norm: bool = False
+    """Keep the statistics of batch normalisation as they came with the weights: for fine-tuning on few images."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Above 0 an exponential moving average of the weights is evaluated and kept."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
