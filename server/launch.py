@@ -19,6 +19,8 @@ from server.config import ServerConfig
 from server.errors import AlreadyRunning, ConfigError, StartFailed
 
 _LOOK_INTERVAL_S = 1.0
+_POLL_INTERVAL_S = 0.05
+_APPEAR_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,13 @@ def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: flo
         run_dir / "key_file.json",
         models={},
     )
-    process = processes.find(run_dir)
+    process = _await_process(run_dir)
     client = server.client()
     deadline = time.monotonic() + timeout_s
     for model in models:
         while model not in server.models:
             if process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                raise StartFailed(f"TorchServe ended: see {run_dir / 'logs' / 'console.log'}")
+                raise StartFailed(f"TorchServe ended: {_last_line(run_dir / 'logs' / 'console.log')}")
             if failure := _load_failure(run_dir / "logs" / "model_log.log", log_offset):
                 raise StartFailed(f"a worker cannot load its model: {failure}")
             try:
@@ -125,6 +127,19 @@ def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: flo
                 if time.monotonic() > deadline:
                     raise StartFailed(str(error)) from None
     return server
+
+
+def _await_process(run_dir: Path) -> psutil.Process | None:
+    """The server's process, which the launcher leaves behind before Java has taken its name; None if none appears."""
+    deadline = time.monotonic() + _APPEAR_TIMEOUT_S
+    while (process := processes.find(run_dir)) is None and time.monotonic() < deadline:
+        time.sleep(_POLL_INTERVAL_S)
+    return process
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return f"{lines[-1]} ({log})" if lines else f"{log} is empty"
 
 
 def _load_failure(log: Path, offset: int) -> str | None:

@@ -87,6 +87,15 @@ def test_an_archive_that_cannot_load_fails_the_start_with_its_reason(
     assert processes.find(run_dir) is None
 
 
+def test_a_server_that_ends_at_once_says_why(model_store: Path, tmp_path: Path) -> None:
+    """A configuration that TorchServe cannot read ends it; its own last words are passed on."""
+    config = tmp_path / "broken.properties"
+    config.write_text(CONFIG.read_text() + "job_queue_size=many\n")
+    with pytest.raises(StartFailed, match=r"TorchServe ended: .*console\.log"):
+        launch.start(tmp_path, model_store, config, first_port=free_ports())
+    assert processes.find(tmp_path) is None
+
+
 def test_two_servers_side_by_side(torchserve: RunningServer, model_store: Path, tmp_path: Path, digit: bytes) -> None:
     """A second server on other ports answers like the first; stopping it leaves the first alone and nothing behind."""
     run_dir = tmp_path / "second"
