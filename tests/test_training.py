@@ -173,6 +173,14 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert metrics["kept_epoch"] == best["epoch"] == len(history) - 2
 
 
+def test_without_validation_images_everything_else_stays(tmp_path: Path) -> None:
+    """A share of 0 trains on all images, keeps the last epoch and does not calibrate."""
+    metrics = read_metrics(train_quickly(tmp_path / "run", "data.val_fraction=0"))
+    assert metrics["data"]["val"] == 0
+    assert metrics["calibration"] == {"temperature": 1.0, "images": 0}
+    assert metrics["history"][0]["val_acc1"] is None
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed"])
 def test_mixed_precision_trains(tmp_path: Path, precision: str) -> None:
     """Half the bits in the matrices, fp32 weights in the run folder, and it still learns."""

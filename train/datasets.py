@@ -41,7 +41,9 @@ class LabelledImages:
             encoded: Sequence[bytes] = Files([self.encoded.paths[i] for i in indices])
         else:
             encoded = [self.encoded[i] for i in indices]
-        return LabelledImages([self.names[i] for i in indices], encoded, self.labels[torch.as_tensor(indices)])
+        return LabelledImages(
+            [self.names[i] for i in indices], encoded, self.labels[torch.as_tensor(indices, dtype=torch.long)]
+        )
 
     def decode(self, settings: HandlerSettings) -> torch.Tensor:
         """uint8[N,C,H,W], by the decoding that serves.
