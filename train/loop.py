@@ -241,19 +241,16 @@ def _optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.Opt
         for parameter in backbone:
             parameter.requires_grad_(False)
         backbone = []
-    groups = [
-        {
-            "params": [parameter for parameter in parameters if (parameter.ndim > 1) is decayed],
-            "weight_decay": training.weight_decay if decayed else 0.0,
-            "lr": training.learning_rate * factor,
-        }
-        for parameters, factor in ((backbone, training.backbone_learning_rate_factor), ((weight, bias), 1.0))
-        for decayed in (True, False)
-    ]
-    groups = [group for group in groups if group["params"]]
+    # One group for each pair of settings that occurs, since every group costs a call in every step.
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameters, factor in ((backbone, training.backbone_learning_rate_factor), ((weight, bias), 1.0)):
+        for parameter in parameters:
+            settings = (training.learning_rate * factor, training.weight_decay if parameter.ndim > 1 else 0.0)
+            groups.setdefault(settings, []).append(parameter)
+    param_groups = [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, fused=True)
-    return torch.optim.SGD(groups, momentum=training.momentum, nesterov=training.nesterov, fused=True)
+        return torch.optim.AdamW(param_groups, fused=True)
+    return torch.optim.SGD(param_groups, momentum=training.momentum, nesterov=training.nesterov, fused=True)
 
 
 def _scheduler(
