@@ -61,13 +61,14 @@ class Row:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
+        """The images to classify; none where the whole request is refused."""
+        if self.refusal is not None:
+            return []
         return [image for image in self.images if isinstance(image, torch.Tensor)]
 
     def body(self, answers: Iterator[Answer], model_name: str, model_version: str) -> bytes:
         """The JSON body; takes one of `answers`, all classes or the best first, for each of `tensors`, in order."""
         if self.refusal is not None:
-            for _ in self.tensors:
-                next(answers)
             return json.dumps(self.refusal.body()).encode()
         entries: list[Any] = []
         for image in self.images:

@@ -19,7 +19,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from train.augmentation import augment
-from train.errors import RunFolderError
 from train.loading import Batches, epoch_seed
 from train.progress import Progress
 from train.recipe import TrainingSection
@@ -138,13 +137,7 @@ class Trainer:
         return loss / len(data.images), correct / len(data.images)
 
     def resume(self) -> None:
-        """Go on from the last checkpoint.
-
-        Raises:
-            RunFolderError: there is none.
-        """
-        if not self.checkpoint.is_file():
-            raise RunFolderError(f"no checkpoint in {self.checkpoint.parent}: train it with --overwrite from the start")
+        """Go on from the last checkpoint, which `run_folder.writing` has found there."""
         state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self.plain_network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

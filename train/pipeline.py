@@ -84,7 +84,7 @@ def train(
             trainer.fit(batches, val, progress)
         if not first:
             return
-        exported = _export(folder, recipe, data, classifier)
+        exported = _export(folder, recipe, data, classifier, val)
         accuracy = _write_metrics(folder, data, exported, trainer)
         provenance = run_folder.provenance(
             recipe_name=recipe_name,
@@ -149,11 +149,11 @@ class Exported:
     probabilities: torch.Tensor
 
 
-def _export(folder: Path, recipe: Recipe, data: Dataset, classifier: Classifier) -> Exported:
+def _export(folder: Path, recipe: Recipe, data: Dataset, classifier: Classifier, val: LabelledTensors) -> Exported:
     """Write the weights, the exported model and what serves it, and let it answer the held-out images."""
     save_file(classifier.state_dict(), folder / "weights.safetensors")
     served = ServedClassifier(classifier, average_mirror=recipe.model.average_mirror).eval()
-    served.temperature = _fit_temperature(recipe, data, served)
+    served.temperature = _fit_temperature(served, val)
     examples = data.test.subset(range(min(_EXPORT_CHECK_IMAGES, len(data.test)))).decode(recipe.input)
     difference = export.export(served, examples, folder)
     _write_serving_files(folder, recipe, data)
@@ -183,13 +183,13 @@ def _write_metrics(folder: Path, data: Dataset, exported: Exported, trainer: Tra
     return accuracy
 
 
-def _fit_temperature(recipe: Recipe, data: Dataset, served: ServedClassifier) -> float:
+def _fit_temperature(served: ServedClassifier, val: LabelledTensors) -> float:
     """Fitted to the validation images, which the network was not trained on."""
-    if len(data.val) == 0:
+    if len(val.images) == 0:
         return 1.0
     with torch.inference_mode():
-        logits = torch.cat([served.logits(batch.float()) for batch in data.val.decode(recipe.input).split(256)])
-    return evaluation.fit_temperature(logits, data.val.labels)
+        logits = torch.cat([served.logits(batch.float()) for batch in val.images.split(256)])
+    return evaluation.fit_temperature(logits, val.labels)
 
 
 def _write_serving_files(folder: Path, recipe: Recipe, data: Dataset) -> None:
