@@ -19,7 +19,6 @@ from handler.settings import HandlerSettings
 Image.init()
 FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if f in Image.OPEN)
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_BACKGROUND = "white"
 
 
 def decode(data: bytes | bytearray, settings: HandlerSettings) -> torch.Tensor:
@@ -58,7 +57,7 @@ def open_image(data: bytes | bytearray, settings: HandlerSettings) -> Image.Imag
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
-        return _to_mode(image, "L" if settings.channels == 1 else "RGB")
+        return _to_mode(image, settings)
     except Exception as error:  # as above, for pixel data
         raise InvalidRequest(f"the {image.format or 'image'} data is damaged: {error}") from error
 
@@ -104,11 +103,12 @@ def _check_size(image: Image.Image, settings: HandlerSettings) -> None:
         raise ImageTooLarge(f"{width}×{height} is longer than the {settings.max_aspect:g}:1 allowed")
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+def _to_mode(image: Image.Image, settings: HandlerSettings) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: "I;16" and, from older files, "I"
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, _BACKGROUND)
+        background = Image.new("RGBA", image.size, settings.background)
         image = Image.alpha_composite(background, image)
+    mode = "L" if settings.channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)

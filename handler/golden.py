@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
@@ -16,6 +17,12 @@ GOLDEN_FILE = "golden.json"
 # Another processor or thread count moves fp32 probabilities by about 1e-6; changed weights, labels, resizing or
 # channel order move them by far more.
 TOLERANCE = 1e-3
+
+
+class _Document(TypedDict):
+    tolerance: float
+    class_names: list[str]
+    probabilities: dict[str, list[float]]
 
 
 class GoldenMismatch(RuntimeError):
@@ -41,10 +48,26 @@ def write(
     (folder / GOLDEN_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
+def images(folder: Path) -> list[bytes]:
+    """The encoded golden images, in the order of their answers.
+
+    Raises:
+        GoldenMismatch: they cannot be read.
+    """
+    _, encoded = _read(folder)
+    return encoded
+
+
 def check(
-    folder: Path, predict: Callable[[Sequence[bytes]], torch.Tensor], class_names: Sequence[str]
+    folder: Path,
+    predict: Callable[[Sequence[bytes]], torch.Tensor],
+    class_names: Sequence[str],
+    tolerance: float | None = None,
 ) -> tuple[int, float]:
     """Answer the golden images with `predict` (encoded images → float[N,K]) and compare.
+
+    Args:
+        tolerance: largest difference of a probability that passes; None is the one that training wrote down.
 
     Returns:
         How many images were answered, and the largest difference of a probability.
@@ -52,19 +75,14 @@ def check(
     Raises:
         GoldenMismatch: a label or a probability is not what training measured, or there is nothing to compare with.
     """
-    try:
-        document = json.loads((folder / GOLDEN_FILE).read_text(encoding="utf-8"))
-        expected: dict[str, list[float]] = document["probabilities"]
-        golden_names: list[str] = document["class_names"]
-        tolerance: float = document["tolerance"]
-        images = [(folder / name).read_bytes() for name in expected]
-    except (OSError, ValueError, KeyError) as error:
-        raise GoldenMismatch(f"the golden answers cannot be read: {error!r}") from error
+    document, encoded = _read(folder)
+    expected, golden_names = document["probabilities"], document["class_names"]
+    tolerance = document["tolerance"] if tolerance is None else tolerance
     if golden_names != list(class_names):
         raise GoldenMismatch(f"labels are {list(class_names)}, but training measured {golden_names}")
-    if not images:
+    if not encoded:
         raise GoldenMismatch(f"{folder / GOLDEN_FILE} lists no image")
-    answered = predict(images).float().cpu()
+    answered = predict(encoded).float().cpu()
     wanted = torch.tensor(list(expected.values()))
     if answered.shape != wanted.shape:
         raise GoldenMismatch(f"the model answers {list(answered.shape)}, training measured {list(wanted.shape)}")
@@ -76,4 +94,15 @@ def check(
             f"{list(expected)[image]}, class {golden_names[label]!r}: {answered[image, label]:.6f} instead of "
             f"{wanted[image, label]:.6f}, tolerance {tolerance:g}"
         )
-    return len(images), worst
+    return len(encoded), worst
+
+
+def _read(folder: Path) -> tuple[_Document, list[bytes]]:
+    try:
+        document: _Document = json.loads((folder / GOLDEN_FILE).read_text(encoding="utf-8"))
+        missing = _Document.__required_keys__ - document.keys()
+        if missing:
+            raise KeyError(*missing)
+        return document, [(folder / name).read_bytes() for name in document["probabilities"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise GoldenMismatch(f"the golden answers cannot be read: {error!r}") from error

@@ -6,17 +6,22 @@ answered is in `handler.rows`.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from ts.torch_handler.base_handler import BaseHandler
 
-from handler import golden, runtime
-from handler.decoding import decode
-from handler.rows import Row
+from handler import early_answers, explanation, runtime, variants
+from handler.decoding import FORMATS, decode
+from handler.metrics import Metrics
+from handler.rows import Answer, Row
 from handler.settings import HandlerSettings
 
 logger = logging.getLogger(__name__)
@@ -40,41 +45,100 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         self.class_names = _class_names(self.mapping)
         self.model_name = str(context.model_name)
         self.model_version = str(self.manifest["model"].get("modelVersion", ""))
-        folder = Path(context.system_properties["model_dir"]) / "golden"
-        images, difference = golden.check(folder, self.predict, self.class_names)
-        logger.info("Golden check passed: %d images, largest difference %.1e", images, difference)
+        # Decoding releases Python's lock, so it may use this worker's share of the cores as well.
+        self.map: Callable[..., Any] = ThreadPoolExecutor(threads).map if threads > 1 else map
+        model_file = Path(context.system_properties["model_dir"]) / self.manifest["model"]["serializedFile"]
+        self.variant = variants.choose(model_file, self.device, self.settings.precision, self.decode, self.class_names)
+        self.metrics = Metrics.of_worker(context, self.class_names, self.variant.name)
         logger.info("%d classes, device %s, %d threads", len(self.class_names), self.device, threads)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
-        """Answer a batch: one JSON body and one status for each row, in order."""
+        """Answer a batch: one body and one status for each row, in order."""
+        started = time.perf_counter()
         rows = self.preprocess(data, context)
+        decoded = time.perf_counter()
         probabilities = self.inference([image for row in rows for image in row.tensors])
-        return self.postprocess(rows, probabilities, context)
+        forwarded = time.perf_counter()
+        answers = self.label(rows, probabilities)
+        bodies = self.postprocess(rows, answers, context)
+        self.metrics.batch(rows, probabilities, started, decoded, forwarded)
+        to_explain = [index for index, row in enumerate(rows) if row.wants == "explanation"]
+        if 0 < len(to_explain) < len(rows):
+            early_answers.send(bodies, to_explain, context)
+        for index in to_explain:
+            bodies[index] = self.explain_row(rows[index], answers[index][0])
+        return bodies
 
     def preprocess(self, data: list[dict[str, Any]], context: Any) -> list[Row]:
         """Decode every image of every row; a refused image is part of its row."""
-        return [
-            Row.read(fields, context.get_all_request_header(index), self.settings) for index, fields in enumerate(data)
-        ]
+        headers = [context.get_all_request_header(index) for index in range(len(data))]
+        return list(self.map(lambda fields, header: Row.read(fields, header, self.settings), data, headers))
 
     def inference(self, data: list[torch.Tensor]) -> torch.Tensor:
         """N tensors uint8[C,H,W] → float32[N,K] probabilities on the CPU; N may be 0."""
         if not data:
             return torch.empty(0, len(self.class_names))
         with torch.inference_mode():
-            probabilities: torch.Tensor = self.model(torch.stack(data).to(self.device))
-        return probabilities.cpu()
+            return self.variant.predict(torch.stack(data))
 
-    def postprocess(self, rows: list[Row], probabilities: torch.Tensor, context: Any) -> list[bytes]:
-        """Put the answers in their places, and set each row's status and headers."""
-        answers = iter(self._label(probabilities, max((row.top_k for row in rows), default=1)))
-        for index, row in enumerate(rows):
-            context.set_response_content_type(index, "application/json")
+    def label(self, rows: list[Row], probabilities: torch.Tensor) -> list[list[Answer]]:
+        """float32[N,K] → for each image of each row its best classes, falling, as many as any row asks for."""
+        top_k = max((row.top_k for row in rows), default=1)
+        best = probabilities.topk(min(top_k, len(self.class_names)))
+        answers = (
+            {self.class_names[index]: value for index, value in zip(indices, values, strict=True)}
+            for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        )
+        return [list(islice(answers, len(row.tensors))) for row in rows]
+
+    def postprocess(self, rows: list[Row], answers: list[list[Answer]], context: Any) -> list[bytes]:
+        """Each row's body, which is still to come where an explanation is wanted, and its status and headers."""
+        bodies = []
+        for index, (row, row_answers) in enumerate(zip(rows, answers, strict=True)):
+            context.set_response_content_type(index, "image/png" if row.as_png else "application/json")
             context.set_response_header(index, "x-model-name", self.model_name)
             context.set_response_header(index, "x-model-version", self.model_version)
             if row.refusal:
                 context.set_response_status(code=row.refusal.code, phrase=row.refusal.phrase, idx=index)
-        return [row.body(answers, self.model_name, self.model_version) for row in rows]
+            if row.wants == "prediction":
+                bodies.append(row.body(row_answers, self.model_name, self.model_version))
+            else:
+                bodies.append(self.describe() if row.wants == "description" else b"")
+        return bodies
+
+    def explain_row(self, row: Row, answer: Answer) -> bytes:
+        """What spoke for the best class of the row's one image, by the fp32 model; as JSON or PNG."""
+        [pixels] = row.tensors
+        target = self.class_names.index(next(iter(answer)))
+        time_s = self.settings.explanation_time_s
+        try:
+            explained = explanation.explain(self.model.logits, pixels.to(self.device), target, time_s)
+        except Exception as error:  # the other rows have their answers, and TorchServe would send them an error as well
+            logger.exception("A row could not be explained")
+            return json.dumps({"code": 500, "type": type(error).__name__, "message": "see the worker's log"}).encode()
+        if row.as_png:
+            return explained.png(pixels)
+        document = explained.document(answer)
+        return json.dumps({"explanations": [document]} if row.protocol == "v1" else document).encode()
+
+    def describe(self) -> bytes:
+        """What `GET /models/NAME?customized=true` shows beside TorchServe's own description."""
+        return json.dumps(
+            {
+                "class_names": self.class_names,
+                "variant": self.variant.name,
+                "formats": FORMATS,
+                "handler": self.settings.model_dump(mode="json"),
+            }
+        ).encode()
+
+    def decode(self, images: Sequence[bytes]) -> torch.Tensor:
+        """Encoded images → uint8[N,C,H,W].
+
+        Raises:
+            RequestError: an image cannot be decoded.
+        """
+        return torch.stack(list(self.map(lambda image: decode(image, self.settings), images)))
 
     def predict(self, images: Sequence[bytes]) -> torch.Tensor:
         """Encoded images → float32[N,K] probabilities, exactly as a request is answered.
@@ -82,15 +146,7 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         Raises:
             RequestError: an image cannot be decoded.
         """
-        return self.inference([decode(image, self.settings) for image in images])
-
-    def _label(self, probabilities: torch.Tensor, top_k: int) -> list[dict[str, float]]:
-        """float32[N,K] → the `top_k` best of each row, falling."""
-        best = probabilities.topk(min(top_k, len(self.class_names)))
-        return [
-            {self.class_names[index]: value for index, value in zip(indices, values, strict=True)}
-            for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        return self.inference(list(self.decode(images)))
 
 
 def _class_names(mapping: dict[str, str] | None) -> list[str]:

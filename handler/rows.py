@@ -6,14 +6,17 @@
 | a form with several files | a list of these, with an error object in the place of a refused image |
 | KServe v1: `{"instances": [{"b64": "..."}]}` | `{"predictions": [...]}`, the same list |
 | Open Inference v2: `{"inputs": [{"datatype": "BYTES" or "UINT8", ...}]}` | `{"outputs": [label, probability]}` |
+| any of these with one image, under `/explanations` | `handler.explanation` as JSON, or a PNG for `Accept: image/png` |
+
+What each row asks for follows from its own headers alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +28,8 @@ from handler.settings import HandlerSettings
 # TorchServe does not pass a query string on to the worker.
 TOP_K_HEADER = "x-top-k"
 TOP_K_FIELD = "top_k"
+# Set by TorchServe for /explanations/NAME and /v1/models/NAME:explain, and for a description of the model.
+_EXPLAIN_HEADER, _DESCRIBE_HEADER = "explain", "describe"
 
 Image = torch.Tensor | RequestError
 Answer = dict[str, float]
@@ -42,10 +47,27 @@ class Row:
     """Why the whole request is refused, if it is."""
     request_id: str | None = None
     """Open Inference v2 gives it back."""
+    wants: Literal["prediction", "explanation", "description"] = "prediction"
+    as_png: bool = False
+    """The client asks for a picture of the explanation."""
 
     @classmethod
     def read(cls, fields: Mapping[str, Any], headers: Mapping[str, Any], settings: HandlerSettings) -> Row:
         """Read a request as TorchServe hands it over: a value for each field of a form, or the field `body`."""
+        asked = {name.lower(): value for name, value in headers.items()}
+        if asked.get(_DESCRIBE_HEADER) == "True":
+            return cls([], settings.top_k, wants="description")
+        row = cls._read(fields, asked, settings)
+        if asked.get(_EXPLAIN_HEADER) != "True" or row.refusal is not None:
+            return row
+        if len(row.images) != 1:
+            too_many = InvalidRequest(f"one image can be explained in a request, found {len(row.images)}")
+            return replace(row, refusal=too_many)
+        return replace(row, wants="explanation", as_png="image/png" in str(asked.get("accept")))
+
+    @classmethod
+    def _read(cls, fields: Mapping[str, Any], headers: Mapping[str, Any], settings: HandlerSettings) -> Row:
+        """The images; `headers` by their names in lower case."""
         try:
             top_k = _top_k(fields, headers, settings)
             document = _json_body(fields)
@@ -66,16 +88,17 @@ class Row:
             return []
         return [image for image in self.images if isinstance(image, torch.Tensor)]
 
-    def body(self, answers: Iterator[Answer], model_name: str, model_version: str) -> bytes:
-        """The JSON body; takes one of `answers`, all classes or the best first, for each of `tensors`, in order."""
+    def body(self, answers: Sequence[Answer], model_name: str, model_version: str) -> bytes:
+        """The JSON body of a prediction or a refusal; `answers` are those of `tensors`, the best class first."""
         if self.refusal is not None:
             return json.dumps(self.refusal.body()).encode()
+        remaining = iter(answers)
         entries: list[Any] = []
         for image in self.images:
             if isinstance(image, RequestError):
                 entries.append(image.body())
             else:
-                entries.append(dict(list(next(answers).items())[: self.top_k]))
+                entries.append(dict(list(next(remaining).items())[: self.top_k]))
         if self.protocol == "v1":
             document: Any = {"predictions": entries}
         elif self.protocol == "v2":
@@ -87,8 +110,7 @@ class Row:
 
 def _top_k(fields: Mapping[str, Any], headers: Mapping[str, Any], settings: HandlerSettings) -> int:
     """From a form's field or the request's header, or else the settings."""
-    header = next((value for name, value in headers.items() if name.lower() == TOP_K_HEADER), None)
-    value = fields.get(TOP_K_FIELD, header)
+    value = fields.get(TOP_K_FIELD, headers.get(TOP_K_HEADER))
     if value is None:
         return settings.top_k
     text = bytes(value).decode(errors="replace") if isinstance(value, (bytes, bytearray)) else str(value)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from PIL import ImageColor
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
 class SettingsError(ValueError):
@@ -33,12 +34,24 @@ class HandlerSettings(BaseModel):
     """Larger images are refused from their header. 50 megapixels hold any phone's photograph."""
     max_aspect: float = Field(default=20.0, ge=1)
     """Longer side over shorter side; above it a resize to `resize_size` would need unbounded memory."""
+    background: str = "white"
+    """What shows through transparent pixels: a colour as CSS names it, such as "black" or "#808080"."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "onnxruntime", "openvino"] = "auto"
+    """Which variant of the model is served; `auto` takes the fastest on the machine that passes the golden check."""
+    explanation_time_s: float = Field(default=2.0, gt=0)
+    """About how long a worker may spend on explaining one image; less time means fewer steps."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> HandlerSettings:
         if self.crop_size > self.resize_size:
             raise ValueError(f"crop_size {self.crop_size} is larger than resize_size {self.resize_size}")
         return self
+
+    @field_validator("background")
+    @classmethod
+    def _background_is_a_colour(cls, background: str) -> str:
+        ImageColor.getrgb(background)
+        return background
 
     @classmethod
     def parse(cls, section: Any, source: str) -> HandlerSettings:

@@ -10,54 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from ts.context import Context, RequestProcessor
 
 from handler.decoding import decode
 from handler.golden import GoldenMismatch
 from handler.image_classifier import ImageClassifier
 from handler.settings import SettingsError
 from tests.images import BAD
-
-
-def make_context(model_dir: Path, rows: int = 0) -> Context:
-    """TorchServe's own context of a worker that loads `model_dir`, for a batch of `rows`."""
-    context = Context(
-        model_name="lenet5-digits",
-        model_dir=str(model_dir),
-        manifest={"model": {"serializedFile": "model.pt", "modelVersion": "1.0"}},
-        batch_size=32,
-        gpu=None,
-        mms_version="0.12.0",
-        model_yaml_config=yaml.safe_load((model_dir / "model-config.yaml").read_text()),
-    )
-    context.request_processor = [RequestProcessor({}) for _ in range(rows)]
-    return context
-
-
-def load(model_dir: Path) -> ImageClassifier:
-    classifier = ImageClassifier()
-    threads = torch.get_num_threads()
-    try:
-        classifier.initialize(make_context(model_dir))
-    finally:
-        torch.set_num_threads(threads)
-    return classifier
-
-
-def ask(
-    classifier: ImageClassifier, model_dir: Path, bodies: list[Any], headers: dict[int, dict[str, str]] | None = None
-) -> tuple[list[Any], list[int]]:
-    """Answers and statuses of one batch with a raw body in each row; `headers` by the number of the row."""
-    context = make_context(model_dir, len(bodies))
-    context.request_processor = [RequestProcessor((headers or {}).get(index, {})) for index in range(len(bodies))]
-    answers = classifier.handle([body if isinstance(body, dict) else {"body": body} for body in bodies], context)
-    assert isinstance(answers, list)
-    for index in range(len(bodies)):
-        assert context.get_response_headers(index) == {
-            "content-type": "application/json", "x-model-name": "lenet5-digits", "x-model-version": "1.0",
-        }  # fmt: skip
-    return [json.loads(answer) for answer in answers], [context.get_response_status(i)[0] for i in range(len(bodies))]
+from tests.worker import ask, load
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,195 @@
+"""Which form of the model a worker runs: the fastest on this machine that gives the answers training measured.
+
+| variant | what | from | tried on |
+|---|---|---|---|
+| `fp32` | frozen, channels last | `model.pt` | every machine; the reference, and never refused for its precision |
+| `bf16`, `fp16` | the same with weights and activations of 16 bits | `model.pt` | CPU and GPU; GPU |
+| `int8` | quantised | `model.int8.pt` | CPU, where the archive carries the file |
+| `onnxruntime`, `openvino` | another engine | `model.onnx` | CPU, where archive and environment have both |
+
+A variant is an answer to the golden images first and a speed second.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handler import golden
+
+logger = logging.getLogger(__name__)
+
+INT8_FILE, ONNX_FILE = "model.int8.pt", "model.onnx"
+# A variant must be this much faster than the more exact one before it: below that, noise would decide.
+WORTHWHILE_SPEEDUP = 1.15
+# What a rounded variant may move a probability of a golden image by; fp32 is held to the archive's own tolerance.
+ROUNDING_TOLERANCE = {"bf16": 0.05, "fp16": 0.02, "int8": 0.1}
+_MEASURED_BATCH, _ROUNDS, _ROUNDS_S = 8, 5, 0.5
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A form of the model that passed the golden check."""
+
+    name: str
+    predict: Predict
+    """uint8[N,C,H,W] on the CPU → probabilities float32[N,K] on the CPU."""
+    images_per_s: float
+    difference: float
+    """Largest difference of a golden probability from what training measured."""
+
+
+def choose(
+    model_file: Path,
+    device: torch.device,
+    precision: str,
+    decode: Callable[[Sequence[bytes]], torch.Tensor],
+    class_names: Sequence[str],
+) -> Variant:
+    """Load the variants that this machine and this archive allow, check each, and return the one to serve with.
+
+    Args:
+        model_file: TorchScript, with the golden images and other forms of the model beside it.
+        precision: `auto`, or the name of the one variant to serve with.
+        decode: encoded images → uint8[N,C,H,W].
+
+    Raises:
+        GoldenMismatch: the fp32 model or the variant that `precision` names does not give the measured answers.
+        ValueError: `precision` names a variant that cannot run here.
+    """
+    loaders = _loaders(model_file, device)
+    if precision not in ("auto", *loaders):
+        raise ValueError(
+            f"precision {precision!r} cannot run here, on {device.type} with what the archive carries: "
+            f"set auto or one of {', '.join(loaders)}"
+        )
+    chosen = _try("fp32", loaders.pop("fp32"), model_file, decode, class_names)
+    for name, load in loaders.items():
+        if precision not in ("auto", name):
+            continue
+        try:
+            candidate = _try(name, load, model_file, decode, class_names)
+        except Exception as error:  # another engine's or precision's failure is a reason to go without it
+            if precision == name:
+                raise
+            logger.warning("Variant %s is not used: %s", name, error)
+            continue
+        if precision == name or candidate.images_per_s > WORTHWHILE_SPEEDUP * chosen.images_per_s:
+            chosen = candidate
+    logger.info("Serving with variant %s (precision: %s)", chosen.name, precision)
+    return chosen
+
+
+def _try(
+    name: str,
+    load: Callable[[], Predict],
+    model_file: Path,
+    decode: Callable[[Sequence[bytes]], torch.Tensor],
+    class_names: Sequence[str],
+) -> Variant:
+    started = time.perf_counter()
+    predict = load()
+    images, difference = golden.check(
+        model_file.parent / "golden",
+        lambda encoded: predict(decode(encoded)),
+        class_names,
+        ROUNDING_TOLERANCE.get(name),
+    )
+    loaded_s = time.perf_counter() - started
+    images_per_s = _images_per_s(predict, decode, model_file.parent / "golden")
+    logger.info(
+        "Variant %s: golden check passed, %d images, largest difference %.1e; loaded in %.2f s, %.0f images/s",
+        name, images, difference, loaded_s, images_per_s,
+    )  # fmt: skip
+    return Variant(name, predict, images_per_s, difference)
+
+
+def _images_per_s(predict: Predict, decode: Callable[[Sequence[bytes]], torch.Tensor], folder: Path) -> float:
+    """Median over a few batches, within half a second or so."""
+    encoded = golden.images(folder)
+    batch = decode([encoded[index % len(encoded)] for index in range(_MEASURED_BATCH)])
+    predict(batch)
+    times: list[float] = []
+    while len(times) < _ROUNDS and sum(times) < _ROUNDS_S:
+        started = time.perf_counter()
+        predict(batch)
+        times.append(time.perf_counter() - started)
+    return _MEASURED_BATCH / statistics.median(times)
+
+
+def _loaders(model_file: Path, device: torch.device) -> dict[str, Callable[[], Predict]]:
+    """Name → how to load it, the exact one first."""
+    loaders: dict[str, Callable[[], Predict]] = {
+        "fp32": lambda: _frozen(model_file, device, torch.float32),
+        "bf16": lambda: _frozen(model_file, device, torch.bfloat16),
+    }
+    if device.type == "cuda":
+        loaders["fp16"] = lambda: _frozen(model_file, device, torch.float16)
+        return loaders
+    int8, onnx = model_file.with_name(INT8_FILE), model_file.with_name(ONNX_FILE)
+    if int8.exists():
+        loaders["int8"] = lambda: _quantised(int8)
+    if onnx.exists() and find_spec("onnxruntime"):
+        loaders["onnxruntime"] = lambda: _onnxruntime(onnx)
+    if onnx.exists() and find_spec("openvino"):
+        loaders["openvino"] = lambda: _openvino(onnx)
+    return loaders
+
+
+def _frozen(model_file: Path, device: torch.device, dtype: torch.dtype) -> Predict:
+    """The TorchScript model with its weights in `dtype`; the softmax is always in fp32."""
+    model: Any = torch.jit.load(str(model_file), map_location=device).eval()
+    temperature = float(model.temperature)
+    model = model.to(dtype=dtype, memory_format=torch.channels_last)
+    frozen: Any = torch.jit.freeze(model, preserved_attrs=["logits"])
+    pinned = device.type == "cuda"
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        # Pixels travel to the device as bytes and are converted there.
+        moved = (images.pin_memory() if pinned else images).to(device, non_blocking=True)
+        logits = frozen.logits(moved.to(dtype, memory_format=torch.channels_last))
+        probabilities: torch.Tensor = torch.softmax(logits.float() / temperature, dim=1).cpu()
+        return probabilities
+
+    return predict
+
+
+def _quantised(file: Path) -> Predict:
+    # Must be set before the file is loaded: the weights are packed for the engine then.
+    torch.backends.quantized.engine = "onednn"
+    model: Any = torch.jit.freeze(torch.jit.load(str(file)).eval())
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        probabilities: torch.Tensor = model(images)
+        return probabilities
+
+    return predict
+
+
+def _onnxruntime(file: Path) -> Predict:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.contiguous().numpy()})[0])
+
+
+def _openvino(file: Path) -> Predict:
+    import openvino
+
+    # By default it pins threads, and several workers would end on one core.
+    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "ENABLE_CPU_PINNING": False}
+    compiled = openvino.Core().compile_model(str(file), "CPU", options)
+    return lambda images: torch.from_numpy(compiled(images.contiguous().numpy())[0].copy())

@@ -1,0 +1,121 @@
+"""Which form of the model is served: never one that answers differently, and among the others the fastest."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from handler import variants
+from handler.golden import GoldenMismatch
+from handler.variants import Predict
+from tests.images import encode
+from tests.worker import load
+from train import pipeline, recipe
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run folder to change."""
+    return Path(shutil.copytree(run, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="module")
+def colour_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a colour model that tells reddish from bluish noise."""
+    folder = tmp_path_factory.mktemp("colour")
+    generator = np.random.default_rng(0)
+    for name, channel in (("red", 0), ("blue", 2)):
+        (folder / "images" / name).mkdir(parents=True)
+        for index in range(40):
+            pixels = generator.integers(0, 120, (32, 32, 3))
+            pixels[..., channel] += 100
+            image = Image.fromarray(pixels.astype(np.uint8))
+            (folder / "images" / name / f"{index}.png").write_bytes(encode(image))
+    overrides = ["data.dataset=folder", "training.epochs=4", "training.learning_rate=0.01", "data.val_fraction=0.1"]
+    chosen = recipe.load("cnn-cifar10", overrides, folder / "images")
+    pipeline.train(chosen, "cnn-cifar10", folder / "run", overwrite=False, console=Console(quiet=True))
+    return folder / "run"
+
+
+def set_precision(run: Path, precision: str, before: str = "fp32") -> None:
+    config = run / "model-config.yaml"
+    config.write_text(config.read_text().replace(f"precision: {before}", f"precision: {precision}"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_fixed_precision_is_what_is_served(copied: Path, precision: str, digit: bytes) -> None:
+    """The settings win over any measurement, and the answers stay those of training within what rounding does."""
+    set_precision(copied, precision)
+    classifier = load(copied)
+    assert classifier.variant.name == precision
+    with torch.no_grad():
+        exact = torch.jit.load(str(copied / "model.pt"))(classifier.decode([digit]))
+    difference = float((classifier.predict([digit]) - exact).abs().max())
+    assert difference <= (1e-5 if precision == "fp32" else variants.ROUNDING_TOLERANCE["bf16"])
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "onnxruntime"])
+def test_a_precision_that_cannot_run_here_is_named(copied: Path, precision: str) -> None:
+    """Half precision on the CPU, and forms that the archive does not carry: refused, with those that would do."""
+    set_precision(copied, precision)
+    with pytest.raises(ValueError, match=f"precision '{precision}' cannot run here, on cpu .* fp32, bf16"):
+        load(copied)
+
+
+def test_auto_goes_without_a_variant_that_answers_differently(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An int8 file of another model is left aside with the reason, and asked for by name it stops the worker."""
+    other = torch.jit.load(str(copied / "model.pt"))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(-1)
+    other.save(str(copied / variants.INT8_FILE))
+    set_precision(copied, "auto")
+    with caplog.at_level(logging.WARNING):
+        assert load(copied).variant.name in ("fp32", "bf16")
+    assert "Variant int8 is not used: " in caplog.text
+    assert "instead of" in caplog.text
+    set_precision(copied, "int8", before="auto")
+    with pytest.raises(GoldenMismatch, match="instead of"):
+        load(copied)
+
+
+def repeated(predict: Predict, times: int) -> Predict:
+    def slow(images: torch.Tensor) -> torch.Tensor:
+        for _ in range(times):
+            answer = predict(images)
+        return answer
+
+    return slow
+
+
+@pytest.mark.parametrize(("slowness", "chosen"), [(10, "bf16"), (1, "fp32")])
+def test_the_faster_one_wins_by_more_than_noise(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, slowness: int, chosen: str
+) -> None:
+    """The same model under two names: ten times faster wins over the more exact one, equally fast does not."""
+    set_precision(copied, "auto")
+    exact = variants._loaders(copied / "model.pt", torch.device("cpu"))["fp32"]()
+    both = {"fp32": lambda: repeated(exact, 2 * slowness), "bf16": lambda: repeated(exact, 3 if slowness == 1 else 1)}
+    monkeypatch.setattr(variants, "_loaders", lambda *_: both)
+    assert load(copied).variant.name == chosen
+
+
+def test_golden_check_refuses_a_wrong_channel_order(colour_run: Path, tmp_path: Path) -> None:
+    """A model that wants blue first, beside a handler that gives red first, does not load; the right one does."""
+    load(colour_run)
+    swapped = Path(shutil.copytree(colour_run, tmp_path / "swapped"))
+    model = torch.jit.load(str(swapped / "model.pt"))
+    weights = dict(model.named_parameters())
+    first = next(weight for weight in weights.values() if weight.ndim == 4)
+    with torch.no_grad():
+        first.copy_(first.flip(1))
+    model.save(str(swapped / "model.pt"))
+    with pytest.raises(GoldenMismatch, match="instead of"):
+        load(swapped)
