@@ -7,17 +7,28 @@ cannot drift apart. Normalisation is inside the exported model.
 from __future__ import annotations
 
 import io
+import logging
+import warnings
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from handler.errors import ImageTooLarge, InvalidRequest, RequestError, UnsupportedImage
 from handler.settings import HandlerSettings
 
+logger = logging.getLogger(__name__)
+
 # Raster formats that this Pillow decodes from memory by itself.
 Image.init()
 FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if f in Image.OPEN)
+# Compressed text of a PNG is unpacked while its header is read: 8 MB take about 20 ms.
+PngImagePlugin.MAX_TEXT_MEMORY = 8 << 20
+# Progressive JPEGs have about ten; every further one costs a pass over all pixels and may be two bytes long.
+_MOST_JPEG_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
+# `_check_size` decides, by the settings.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -46,18 +57,19 @@ def open_image(data: bytes | bytearray, settings: HandlerSettings) -> Image.Imag
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageTooLarge(f"the image has more than {settings.max_pixels} pixels") from None
+        raise ImageTooLarge(f"the image has more pixels than the {settings.max_pixels} allowed") from None
     except UnidentifiedImageError:
         raise _unidentified(data) from None
     except Exception as error:  # Pillow's parsers raise anything from struct.error to KeyError on hostile headers.
         raise InvalidRequest(f"the image header cannot be read: {error}") from error
     _check_size(image, settings)
+    if image.format == "JPEG" and data.count(_START_OF_SCAN) > _MOST_JPEG_SCANS:
+        raise InvalidRequest(f"the JPEG has more than {_MOST_JPEG_SCANS} scans")
     # Twice the target keeps the difference from a full decode below what changes a prediction.
     image.draft(None, (2 * settings.resize_size, 2 * settings.resize_size))
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
-        return _to_mode(image, settings)
+        return _to_mode(_upright(image), settings)
     except Exception as error:  # as above, for pixel data
         raise InvalidRequest(f"the {image.format or 'image'} data is damaged: {error}") from error
 
@@ -101,6 +113,14 @@ def _check_size(image: Image.Image, settings: HandlerSettings) -> None:
         raise ImageTooLarge(f"{width}×{height} pixels are more than the {settings.max_pixels} allowed")
     if max(width, height) > settings.max_aspect * min(width, height):
         raise ImageTooLarge(f"{width}×{height} is longer than the {settings.max_aspect:g}:1 allowed")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # damaged metadata is no reason to refuse good pixels
+        logger.debug("EXIF orientation is not applied: %s", error)
+        return image
 
 
 def _to_mode(image: Image.Image, settings: HandlerSettings) -> Image.Image:

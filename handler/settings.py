@@ -30,7 +30,7 @@ class HandlerSettings(BaseModel):
     """Both are antialiased, as Pillow does it."""
     top_k: int = Field(default=5, gt=0)
     """How many classes an answer names; fewer where the model has fewer."""
-    max_pixels: int = Field(default=50_000_000, gt=0)
+    max_pixels: int = Field(default=50_000_000, gt=0, le=178_956_970)  # above it Pillow refuses by itself
     """Larger images are refused from their header. 50 megapixels hold any phone's photograph."""
     max_aspect: float = Field(default=20.0, ge=1)
     """Longer side over shorter side; above it a resize to `resize_size` would need unbounded memory."""
