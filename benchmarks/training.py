@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.rounds import spread
 from handler import runtime
 from train import datasets, loading, models, recipe
 from train.augmentation import augment
@@ -82,9 +82,9 @@ def loader(
         for name, side in sides.items():
             speeds[name].append(_images_per_second(side, round_s))
     for name, values in speeds.items():
-        print(f"{recipe_name:16} {name:8} {_spread(values)} images/s")
+        print(f"{recipe_name:16} {name:8} {spread(values)} images/s")
     ratios = [a / b for a, b in zip(speeds["loader"], speeds["step"], strict=True)]
-    print(f"{recipe_name:16} loader / step {_spread(ratios)}")
+    print(f"{recipe_name:16} loader / step {spread(ratios)}")
 
 
 @app.command()
@@ -102,7 +102,7 @@ def tutorial(data: Data, epochs: int = 2, rounds: int = 1) -> None:
         for name, seconds, network in (("ours", ours_s, ours), ("tutorial", theirs_s, theirs)):
             accuracy = _accuracy(network, test, loaded.test.labels)
             print(f"seed {seed}  {name:8}  {seconds:6.1f} s an epoch  acc1 {accuracy:.2%}")
-    print(f"tutorial / ours {_spread(ratios)}")
+    print(f"tutorial / ours {spread(ratios)}")
 
 
 class _Repeated:
@@ -128,11 +128,6 @@ def _images_per_second(side: Iterator[int], seconds: float) -> float:
     while (elapsed := time.perf_counter() - started) < seconds:
         images += next(side)
     return images / elapsed
-
-
-def _spread(values: list[float]) -> str:
-    median, low, high = statistics.median(values), min(values), max(values)
-    return f"median {median:10,.2f}  min {low:10,.2f}  max {high:10,.2f}  n {len(values)}"
 
 
 def _ours(chosen: Recipe, images: LabelledImages) -> tuple[float, Callable[[torch.Tensor], torch.Tensor]]:

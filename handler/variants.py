@@ -147,18 +147,26 @@ def _loaders(model_file: Path, device: torch.device) -> dict[str, Callable[[], P
 
 
 def _frozen(model_file: Path, device: torch.device, dtype: torch.dtype) -> Predict:
-    """The TorchScript model with its weights in `dtype`; the softmax is always in fp32."""
+    """The TorchScript model with its weights in `dtype`."""
     model: Any = torch.jit.load(str(model_file), map_location=device).eval()
     temperature = float(model.temperature)
     model = model.to(dtype=dtype, memory_format=torch.channels_last)
     frozen: Any = torch.jit.freeze(model, preserved_attrs=["logits"])
+    return on_device(frozen.logits, temperature, device, dtype)
+
+
+def on_device(logits: Predict, temperature: float, device: torch.device, dtype: torch.dtype) -> Predict:
+    """What feeds a network on `device`: one copy there, as bytes, and one back; the softmax is always in fp32.
+
+    Args:
+        logits: `dtype`[N,C,H,W] on `device` → `dtype`[N,K] there.
+    """
     pinned = device.type == "cuda"
 
     def predict(images: torch.Tensor) -> torch.Tensor:
-        # Pixels travel to the device as bytes and are converted there.
-        moved = (images.pin_memory() if pinned else images).to(device, non_blocking=True)
-        logits = frozen.logits(moved.to(dtype, memory_format=torch.channels_last))
-        probabilities: torch.Tensor = torch.softmax(logits.float() / temperature, dim=1).cpu()
+        moved = (images.pin_memory() if pinned else images).to(device, non_blocking=pinned)
+        answered = logits(moved.to(dtype, memory_format=torch.channels_last))
+        probabilities: torch.Tensor = torch.softmax(answered.float() / temperature, dim=1).cpu()
         return probabilities
 
     return predict

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from handler import variants
 from handler.golden import GoldenMismatch
@@ -105,6 +106,35 @@ def test_the_faster_one_wins_by_more_than_noise(
     both = {"fp32": lambda: repeated(exact, 2 * slowness), "bf16": lambda: repeated(exact, 3 if slowness == 1 else 1)}
     monkeypatch.setattr(variants, "_loaders", lambda *_: both)
     assert load(copied).variant.name == chosen
+
+
+def test_a_gpu_is_fed_bytes_and_gives_fp32_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fake CUDA device: pinned bytes go up, half precision is computed there, fp32 comes back to the CPU."""
+    cuda = torch.device("cuda", 0)
+    arrived: list[torch.Tensor] = []
+    pinned: list[torch.Tensor] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)  # PyTorch's fake device has none
+    with FakeTensorMode():
+        weights = torch.zeros(10, 3, 8, 8, device=cuda, dtype=torch.float16)
+
+        def logits(images: torch.Tensor) -> torch.Tensor:
+            arrived.append(images)
+            return torch.nn.functional.conv2d(images, weights).flatten(1)
+
+        predict = variants.on_device(logits, 1.5, cuda, torch.float16)
+        answer = predict(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+        assert (answer.device.type, answer.dtype, answer.shape) == ("cpu", torch.float32, (4, 10))
+        assert (arrived[0].device, arrived[0].dtype) == (cuda, torch.float16)
+        assert arrived[0].is_contiguous(memory_format=torch.channels_last)
+        assert [tensor.dtype for tensor in pinned] == [torch.uint8]
+        stays = variants.on_device(logits, 1.5, torch.device("cpu"), torch.float16)
+        with pytest.raises(RuntimeError, match="cpu"):
+            stays(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
 
 
 def test_golden_check_refuses_a_wrong_channel_order(colour_run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""How fast the handler is, in process: its own cost, its variants, and decoding of large photographs.
+
+    python -m benchmarks.handler overhead runs/lenet5-digits
+    python -m benchmarks.handler variants runs/resnet-cifar10
+    python -m benchmarks.handler jpeg --images PHOTOGRAPHS --weights FILE
+
+print tables; figures are medians of interleaved rounds, so that ratios hold on a busy machine.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+import yaml
+from PIL import Image
+from rich.progress import track
+from ts.context import Context, RequestProcessor
+
+from benchmarks.rounds import interleaved, spread
+from handler.decoding import decode, fit
+from handler.image_classifier import ImageClassifier
+from handler.settings import HandlerSettings
+from train import models
+from train.recipe import ModelSection
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+Run = Annotated[Path, typer.Argument(help="A run folder that training wrote.")]
+LARGE_PHOTOGRAPH = (4000, 3000)
+IMAGENET_INPUT = HandlerSettings(channels=3, resize_size=256, crop_size=224, interpolation="bicubic")
+
+
+@app.callback()
+def main() -> None:
+    """Measure the handler without a server."""
+    torch.set_num_threads(1)
+
+
+@app.command()
+def overhead(run: Run, batch_size: int = 8, rounds: int = 50) -> None:
+    """A batch through `handle`, bytes to answer, against decoding and forward alone."""
+    classifier = _worker(run)
+    images = [path.read_bytes() for path in sorted((run / "golden").iterdir()) if path.suffix != ".json"]
+    batch = [images[index % len(images)] for index in range(batch_size)]
+
+    context = _context(run)
+
+    def handle() -> None:
+        context.request_processor = [RequestProcessor({"host": "localhost", "accept": "*/*"}) for _ in batch]
+        context.request_ids = {index: str(index) for index in range(batch_size)}
+        classifier.handle([{"body": bytearray(image)} for image in batch], context)
+
+    def bare() -> None:
+        tensors = [decode(image, classifier.settings) for image in batch]
+        with torch.inference_mode():
+            classifier.variant.predict(torch.stack(tensors))
+
+    seconds = interleaved({"handle": handle, "bare": bare}, rounds)
+    for name, values in seconds.items():
+        print(f"{name:8} ms a batch of {batch_size}  {spread([1e3 * value for value in values])}")
+    pairs = list(zip(seconds["handle"], seconds["bare"], strict=True))
+    print(f"handle / bare             {spread([whole / part for whole, part in pairs])}")
+    print(f"handle - bare, µs a row   {spread([1e6 * (whole - part) / batch_size for whole, part in pairs])}")
+
+
+@app.command()
+def variants(run: Run) -> None:
+    """What a worker tries when it loads, what each variant costs, and which one it takes."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    started = time.perf_counter()
+    _worker(run, precision="auto")
+    print(f"loaded in {time.perf_counter() - started:.1f} s")
+
+
+@app.command()
+def jpeg(
+    images: Annotated[Path, typer.Option(help="A folder of photographs, searched in depth.")],
+    weights: Annotated[Path, typer.Option(help="Weights of timm's tf_efficientnet_lite0 for ImageNet.")],
+    timed: Annotated[int, typer.Option(help="How many photographs are timed.")] = 20,
+) -> None:
+    """Photographs enlarged to 12 megapixels: decoding at a fraction of the size against decoding in full."""
+    section = ModelSection(
+        architecture="timm/tf_efficientnet_lite0", weights=str(weights), mean=[0.5] * 3, std=[0.5] * 3
+    )
+    network = models.build(section, 3, 1000).eval()
+    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    agreed, ratios = 0, []
+    for index, path in enumerate(track(paths, "photographs", transient=True)):
+        data = _enlarged(path)
+        sides = {"scaled": partial(decode, data, IMAGENET_INPUT), "full": partial(_in_full, data)}
+        if index < timed:
+            seconds = interleaved(sides, 1)
+            ratios.append(seconds["full"][0] / seconds["scaled"][0])
+        with torch.inference_mode():
+            guesses = network(torch.stack([side() for side in sides.values()]).float()).argmax(1)
+        agreed += int(guesses[0] == guesses[1])
+    print(f"full / scaled, time    {spread(ratios)}")
+    print(f"top-1 agreement        {agreed} of {len(paths)} photographs, {agreed / len(paths):.2%}")
+
+
+def _context(run: Path) -> Context:
+    return Context(
+        model_name=run.name,
+        model_dir=str(run),
+        manifest={"model": {"serializedFile": "model.pt", "modelVersion": "1.0"}},
+        batch_size=8,
+        gpu=None,
+        mms_version="0.12.0",
+        model_yaml_config=yaml.safe_load((run / "model-config.yaml").read_text()),
+    )
+
+
+def _worker(run: Path, precision: str | None = None) -> ImageClassifier:
+    context = _context(run)
+    if precision is not None:
+        context.model_yaml_config["handler"]["precision"] = precision
+    # As on a machine with a worker for each core.
+    context.model_yaml_config["maxWorkers"] = 1 << 20
+    classifier = ImageClassifier()
+    classifier.initialize(context)
+    return classifier
+
+
+def _enlarged(path: Path) -> bytes:
+    image = Image.open(path).convert("RGB")
+    size = LARGE_PHOTOGRAPH if image.width >= image.height else LARGE_PHOTOGRAPH[::-1]
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _in_full(data: bytes) -> torch.Tensor:
+    return fit(Image.open(io.BytesIO(data)).convert("RGB"), IMAGENET_INPUT)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks.handler")
