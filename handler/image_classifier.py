@@ -40,7 +40,8 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         """
         config = context.model_yaml_config
         self.settings = HandlerSettings.parse(config.get("handler"), "model-config.yaml, section handler")
-        threads = runtime.share_cores(workers=config.get("maxWorkers", 1))
+        on_gpu = context.system_properties.get("gpu_id") is not None
+        threads = runtime.share_cores(config.get("maxWorkers") or (torch.cuda.device_count() if on_gpu else None))
         super().initialize(context)
         self.class_names = _class_names(self.mapping)
         self.model_name = str(context.model_name)

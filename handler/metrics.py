@@ -137,10 +137,10 @@ class Metrics:
                 self._timer = None
             counts, self._counts = self._counts, Counter()
             times, answers = list(self._times), list(self._answers)
-        for (name, *dimensions), count in counts.items():
-            self._tell(name, count, *dimensions)
         self._tell_times(times, counts["classifier_batches_total",])
         self._tell_answers(answers)
+        for (name, *dimensions), count in counts.items():
+            self._tell(name, count, *dimensions)
 
     def _tell_times(self, times: list[tuple[float, ...]], fresh: int) -> None:
         """Histograms of the last `fresh` of `times`, or of a sample of them, and quantiles of all."""

@@ -24,12 +24,15 @@ def keep_freed_memory() -> None:
         mallopt(_M_TOP_PAD, 64 << 20)
 
 
-def share_cores(workers: int) -> int:
+def share_cores(workers: int | None) -> int:
     """Give this process its share of the cores as torch threads, and return how many.
 
     Threads that outnumber the cores cost several times the throughput.
+
+    Args:
+        workers: how many processes share them; None is one for each core, as TorchServe starts them on a CPU.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // max(1, workers))
+    threads = max(1, cores // (workers or cores))
     torch.set_num_threads(threads)
     return threads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from server.errors import ConfigError, PortTaken
+
+ROOT = Path(__file__).parent.parent
 
 # The keys that open a port, in the order in which --port N counts them, with TorchServe's defaults.
 _PORT_KEYS = {
@@ -50,6 +53,24 @@ class ServerConfig:
             text, replaced = re.subn(rf"^{key}=.*$", line, text, flags=re.MULTILINE)
             text += "" if replaced else f"{line}\n"
         return ServerConfig(text)
+
+    def with_absolute_paths(self) -> ServerConfig:
+        """The same configuration for a server that runs in another directory than the project's root.
+
+        Raises:
+            ConfigError: a file that is named does not exist.
+        """
+
+        def absolute(line: re.Match[str]) -> str:
+            path = ROOT / line[1].strip()
+            if not path.is_file():
+                raise ConfigError(
+                    f"metrics_config={line[1]}: no such file, seen from {ROOT}; correct or remove the line"
+                )
+            # JSON escapes what Java's properties need escaped: the backslash, and all that is not ASCII.
+            return f"metrics_config={json.dumps(str(path))[1:-1]}"
+
+        return ServerConfig(re.sub(r"^metrics_config=(.*)$", absolute, self.text, flags=re.MULTILINE))
 
     @property
     def ports(self) -> dict[str, tuple[str, int]]:

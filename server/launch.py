@@ -60,7 +60,7 @@ def start(
         raise ConfigError(f"no archive in {model_store}: scripts/archive.sh RUN_FOLDER puts one there")
     if found := processes.find(run_dir):
         raise AlreadyRunning(f"a server runs in {run_dir.resolve()} (pid {found.pid}): scripts/stop.sh stops it")
-    config = ServerConfig.read(config_file)
+    config = ServerConfig.read(config_file).with_absolute_paths()
     if first_port is not None:
         config = config.on_ports(first_port)
     config.check_ports()

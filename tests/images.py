@@ -9,6 +9,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from handler.decoding import FORMATS
+
 
 def gradient(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
     """A picture whose every pixel differs from its neighbours: red falls to the right, green down."""
@@ -33,6 +35,16 @@ def png_header(width: int, height: int, pixels: bytes = b"") -> bytes:
     chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
+
+GOOD = [
+    *(encode(gradient(), image_format) for image_format in FORMATS),
+    encode(gradient(mode="L"), "JPEG", progressive=True),
+    encode(gradient(mode="CMYK"), "JPEG"),
+    *(encode(gradient(mode=mode)) for mode in ("1", "L", "P", "RGBA")),
+    encode(gradient(mode="L").convert("LA")),
+    encode(Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50)),
+]
+"""One of every kind that is taken."""
 
 _JPEG = encode(gradient(), "JPEG")
 _PNG = encode(gradient(200, 150))

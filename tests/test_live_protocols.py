@@ -13,6 +13,7 @@ import requests
 from client.torchserve import TorchServe
 from server.launch import RunningServer
 from tests.conftest import MODEL
+from tests.images import GOOD
 
 
 @pytest.fixture
@@ -102,3 +103,45 @@ def test_top_k_and_model_headers(torchserve: RunningServer, session: requests.Se
     answer = session.post(url, data=digit, headers={"X-Top-K": "3"}, timeout=30)
     assert len(answer.json()) == 3
     assert (answer.headers["x-model-name"], answer.headers["x-model-version"]) == (MODEL, "1.0")
+
+
+def test_every_kind_of_image_shares_batches(
+    torchserve: RunningServer, session: requests.Session, client: TorchServe, digit: bytes
+) -> None:
+    """Grey, palette, alpha, 16 bits, CMYK, and every format, at the same time: all are answered."""
+    expected = client.predict(MODEL, digit)
+    url = f"{torchserve.inference_url}/predictions/{MODEL}"
+
+    def ask(body: bytes) -> dict[str, float]:
+        answer = session.post(url, data=body, timeout=30)
+        assert answer.status_code == 200
+        document: dict[str, float] = answer.json()
+        return document
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, [*GOOD, digit] * 4))
+    assert all(len(answer) == 5 for answer in answers)
+    for answer in answers[len(GOOD) :: len(GOOD) + 1]:
+        assert answer == pytest.approx(expected, abs=1e-5)
+
+
+def test_headers_of_one_request_do_not_reach_another(
+    torchserve: RunningServer, session: requests.Session, digit: bytes
+) -> None:
+    """Descriptions, explanations, requests without a body and forms that are none, in the same batches."""
+    base = torchserve.inference_url
+    kinds: list[tuple[str, dict[str, Any], int, int]] = [
+        ("predictions", {"data": digit, "headers": {"describe": "True"}}, 200, 4),
+        ("predictions", {"data": digit}, 200, 5),
+        ("explanations", {"data": digit}, 200, 6),
+        ("predictions", {}, 400, 3),
+    ]
+
+    def ask(kind: tuple[str, dict[str, Any], int, int]) -> None:
+        path, arguments, status, keys = kind
+        answer = session.post(f"{base}/{path}/{MODEL}", timeout=60, **arguments)
+        assert (answer.status_code, len(answer.json())) == (status, keys)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, kinds * 10))
+    assert session.get(f"{base}/predictions/{MODEL}", timeout=30).status_code == 400

@@ -24,6 +24,7 @@ QUIET = Console(quiet=True)
 RUN_FOLDER = {
     "recipe.yaml", "weights.safetensors", "model.pt", "model.pt2", "model-config.yaml", "index_to_name.json",
     "metrics.json", "golden", "provenance.json", "report.html", "preview.png", "checkpoints", "tensorboard",
+    "reference.json",
 }  # fmt: skip
 
 

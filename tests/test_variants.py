@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from handler import variants
+from handler import runtime, variants
 from handler.golden import GoldenMismatch
 from handler.variants import Predict
 from tests.images import encode
@@ -106,6 +107,17 @@ def test_the_faster_one_wins_by_more_than_noise(
     both = {"fp32": lambda: repeated(exact, 2 * slowness), "bf16": lambda: repeated(exact, 3 if slowness == 1 else 1)}
     monkeypatch.setattr(variants, "_loaders", lambda *_: both)
     assert load(copied).variant.name == chosen
+
+
+@pytest.mark.parametrize(("workers", "share"), [(1, 1.0), (2, 0.5), (1000, 0.0), (None, 0.0)])
+def test_workers_share_the_cores(workers: int | None, share: float) -> None:
+    """As many threads as cores over all workers, at least one each; without a number there is a worker a core."""
+    before = torch.get_num_threads()
+    try:
+        assert runtime.share_cores(workers) == max(1, int(len(os.sched_getaffinity(0)) * share))
+        assert torch.get_num_threads() == max(1, int(len(os.sched_getaffinity(0)) * share))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_gpu_is_fed_bytes_and_gives_fp32_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from safetensors.torch import save_file
 
-from handler import golden, runtime
+from handler import drift, golden, runtime
 from train import datasets, evaluation, export, loading, models, run_folder
 from train.augmentation import augment
 from train.datasets import Dataset
@@ -159,6 +159,8 @@ def _export(folder: Path, recipe: Recipe, data: Dataset, classifier: Classifier,
     _write_serving_files(folder, recipe, data)
     probabilities = evaluation.predict(folder / "model.pt", data.test, recipe.input)
     _write_golden(folder, data, probabilities)
+    reference = drift.Reference.measure(probabilities, data.class_names)
+    run_folder.write_json(folder / drift.REFERENCE_FILE, reference.model_dump())
     return Exported(served.temperature, difference, probabilities)
 
 
@@ -195,9 +197,10 @@ def _fit_temperature(served: ServedClassifier, val: LabelledTensors) -> float:
 def _write_serving_files(folder: Path, recipe: Recipe, data: Dataset) -> None:
     """`model-config.yaml` and `index_to_name.json`, as TorchServe and the handler read them."""
     serving = recipe.serving
+    # TorchServe ignores minWorkers without maxWorkers, and without both starts a worker for each core or GPU.
+    workers = {"minWorkers": serving.workers, "maxWorkers": serving.workers} if serving.workers else {}
     config = {
-        "minWorkers": serving.workers,
-        "maxWorkers": serving.workers,  # without it TorchServe ignores minWorkers
+        **workers,
         "batchSize": serving.batch_size,
         "maxBatchDelay": serving.max_batch_delay_ms,
         "responseTimeout": serving.response_timeout_s,
