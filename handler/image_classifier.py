@@ -20,6 +20,7 @@ from ts.torch_handler.base_handler import BaseHandler
 
 from handler import early_answers, explanation, runtime, variants
 from handler.decoding import FORMATS, decode
+from handler.errors import RequestError
 from handler.metrics import Metrics
 from handler.rows import Answer, Row
 from handler.settings import HandlerSettings
@@ -99,13 +100,27 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
             context.set_response_content_type(index, "image/png" if row.as_png else "application/json")
             context.set_response_header(index, "x-model-name", self.model_name)
             context.set_response_header(index, "x-model-version", self.model_version)
-            if row.refusal:
-                context.set_response_status(code=row.refusal.code, phrase=row.refusal.phrase, idx=index)
-            if row.wants == "prediction":
-                bodies.append(row.body(row_answers, self.model_name, self.model_version))
-            else:
-                bodies.append(self.describe() if row.wants == "description" else b"")
+            refusal = row.refusal
+            try:
+                bodies.append(self.body(row, row_answers))
+            except RequestError as too_long:
+                refusal = too_long
+                bodies.append(json.dumps(refusal.body()).encode())
+            if refusal:
+                context.set_response_status(code=refusal.code, phrase=refusal.phrase, idx=index)
         return bodies
+
+    def body(self, row: Row, answers: list[Answer]) -> bytes:
+        """What the row wanted.
+
+        Raises:
+            RequestError: that is more than TorchServe can send.
+        """
+        if row.wants == "description":
+            return self.describe()
+        if row.wants == "explanation":
+            return b""
+        return row.body(answers, self.model_name, self.model_version)
 
     def explain_row(self, row: Row, answer: Answer) -> bytes:
         """What spoke for the best class of the row's one image, by the fp32 model; as JSON or PNG."""

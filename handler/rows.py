@@ -28,6 +28,8 @@ from handler.settings import HandlerSettings
 # TorchServe does not pass a query string on to the worker.
 TOP_K_HEADER = "x-top-k"
 TOP_K_FIELD = "top_k"
+# TorchServe ends a worker whose answer is longer than max_response_size, by default 6,553,500 bytes.
+_MOST_BYTES = 6_500_000
 # Set by TorchServe for /explanations/NAME and /v1/models/NAME:explain, and for a description of the model.
 _EXPLAIN_HEADER, _DESCRIBE_HEADER = "explain", "describe"
 
@@ -74,7 +76,7 @@ class Row:
             if document is not None:
                 return _read_json(document, top_k, settings)
             bodies = [value for name, value in fields.items() if name != TOP_K_FIELD] or [b""]
-            images = [_decode(body, settings) for body in bodies]
+            images = _decode_all(bodies, settings)
             if len(images) > 1:
                 return cls(images, top_k, "form")
             return cls(images, top_k, refusal=_first_refusal(images))
@@ -89,9 +91,19 @@ class Row:
         return [image for image in self.images if isinstance(image, torch.Tensor)]
 
     def body(self, answers: Sequence[Answer], model_name: str, model_version: str) -> bytes:
-        """The JSON body of a prediction or a refusal; `answers` are those of `tensors`, the best class first."""
+        """The JSON body of a prediction or a refusal; `answers` are those of `tensors`, the best class first.
+
+        Raises:
+            InvalidRequest: it is longer than TorchServe can send.
+        """
         if self.refusal is not None:
             return json.dumps(self.refusal.body()).encode()
+        body = self._body(answers, model_name, model_version)
+        if len(body) > _MOST_BYTES:
+            raise InvalidRequest(f"the answer has {len(body)} bytes, too many: ask for fewer images or classes")
+        return body
+
+    def _body(self, answers: Sequence[Answer], model_name: str, model_version: str) -> bytes:
         remaining = iter(answers)
         entries: list[Any] = []
         for image in self.images:
@@ -129,13 +141,10 @@ def _json_body(fields: Mapping[str, Any]) -> Any:
 
 def _read_json(document: Any, top_k: int, settings: HandlerSettings) -> Row:
     if isinstance(document, dict) and "instances" in document:
-        images = [_decode(data, settings) for data in kserve.v1_images(document)]
+        images = _decode_all(kserve.v1_images(document), settings)
         return Row(images, top_k, "v1", _first_refusal(images) if len(images) == 1 else None)
     if isinstance(document, dict) and "inputs" in document:
-        images = [
-            data if isinstance(data, (torch.Tensor, RequestError)) else _decode(data, settings)
-            for data in kserve.v2_images(document, settings)
-        ]
+        images = _decode_all(kserve.v2_images(document, settings), settings)
         return Row(images, top_k, "v2", _first_refusal(images), kserve.v2_id(document))
     raise InvalidRequest('JSON must be {"instances": [{"b64": "..."}]} (KServe v1) or {"inputs": [...]} (v2)')
 
@@ -144,9 +153,15 @@ def _first_refusal(images: list[Image]) -> RequestError | None:
     return next((image for image in images if isinstance(image, RequestError)), None)
 
 
+def _decode_all(values: Sequence[Any], settings: HandlerSettings) -> list[Image]:
+    if len(values) > settings.max_images:
+        raise InvalidRequest(f"{len(values)} images in one request are more than the {settings.max_images} allowed")
+    return [_decode(value, settings) for value in values]
+
+
 def _decode(value: Any, settings: HandlerSettings) -> Image:
     try:
-        if isinstance(value, RequestError):
+        if isinstance(value, (torch.Tensor, RequestError)):
             return value
         if isinstance(value, str):  # TorchServe decodes text/* bodies
             value = value.encode()

@@ -34,6 +34,8 @@ class HandlerSettings(BaseModel):
     """Larger images are refused from their header. 50 megapixels hold any phone's photograph."""
     max_aspect: float = Field(default=20.0, ge=1)
     """Longer side over shorter side; above it a resize to `resize_size` would need unbounded memory."""
+    max_images: int = Field(default=64, gt=0)
+    """Most images in one request; the rows that share its batch wait for all of them."""
     background: str = "white"
     """What shows through transparent pixels: a colour as CSS names it, such as "black" or "#808080"."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "onnxruntime", "openvino"] = "auto"

@@ -112,6 +112,26 @@ def test_each_request_may_ask_for_its_own_top_k(classifier: ImageClassifier, run
     assert "'none'" in refused["message"]
 
 
+def test_too_many_images_in_a_request_are_that_rows_400(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
+    """Whatever the protocol, nobody waits for thousands of images of one client."""
+    form = {str(index): digit for index in range(65)}
+    v1 = {"body": {"instances": [b64(digit)] * 65}}
+    v2 = {"body": {"inputs": [{"datatype": "BYTES", "data": [b64(digit)] * 65}]}}
+    answers, statuses = ask(classifier, run, [form, v1, v2, digit])
+    assert statuses == [400, 400, 400, 200]
+    assert all("65 images in one request are more than the 64 allowed" in answer["message"] for answer in answers[:3])
+
+
+def test_an_answer_that_torchserve_cannot_send_is_that_rows_400(
+    classifier: ImageClassifier, run: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchServe would end the worker for a longer answer; the neighbour has its own."""
+    monkeypatch.setattr("handler.rows._MOST_BYTES", 300)
+    answers, statuses = ask(classifier, run, [digit, {"a": digit, "b": digit, "c": digit}])
+    assert statuses == [200, 400]
+    assert "ask for fewer images or classes" in answers[1]["message"]
+
+
 def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
