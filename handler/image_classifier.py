@@ -21,6 +21,7 @@ from ts.torch_handler.base_handler import BaseHandler
 from handler import early_answers, explanation, runtime, variants
 from handler.decoding import FORMATS, decode
 from handler.errors import RequestError
+from handler.identity import Identity
 from handler.metrics import Metrics
 from handler.rows import Answer, Row
 from handler.settings import HandlerSettings
@@ -45,13 +46,12 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         threads = runtime.share_cores(config.get("maxWorkers") or (torch.cuda.device_count() if on_gpu else None))
         super().initialize(context)
         self.class_names = _class_names(self.mapping)
-        self.model_name = str(context.model_name)
-        self.model_version = str(self.manifest["model"].get("modelVersion", ""))
+        self.identity = Identity.of(context)
         # Decoding releases Python's lock, so it may use this worker's share of the cores as well.
         self.map: Callable[..., Any] = ThreadPoolExecutor(threads).map if threads > 1 else map
         model_file = Path(context.system_properties["model_dir"]) / self.manifest["model"]["serializedFile"]
         self.variant = variants.choose(model_file, self.device, self.settings.precision, self.decode, self.class_names)
-        self.metrics = Metrics.of_worker(context, self.class_names, self.variant.name)
+        self.metrics = Metrics.of_worker(context, self.identity, self.class_names, self.variant.name)
         logger.info("%d classes, device %s, %d threads", len(self.class_names), self.device, threads)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
@@ -98,8 +98,8 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         bodies = []
         for index, (row, row_answers) in enumerate(zip(rows, answers, strict=True)):
             context.set_response_content_type(index, "image/png" if row.as_png else "application/json")
-            context.set_response_header(index, "x-model-name", self.model_name)
-            context.set_response_header(index, "x-model-version", self.model_version)
+            for name, value in self.identity.headers.items():
+                context.set_response_header(index, name, value)
             refusal = row.refusal
             try:
                 bodies.append(self.body(row, row_answers))
@@ -120,7 +120,7 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
             return self.describe()
         if row.wants == "explanation":
             return b""
-        return row.body(answers, self.model_name, self.model_version)
+        return row.body(answers, self.identity)
 
     def explain_row(self, row: Row, answer: Answer) -> bytes:
         """What spoke for the best class of the row's one image, by the fp32 model; as JSON or PNG."""
@@ -141,6 +141,7 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         """What `GET /models/NAME?customized=true` shows beside TorchServe's own description."""
         return json.dumps(
             {
+                "digest": self.identity.digest,
                 "class_names": self.class_names,
                 "variant": self.variant.name,
                 "formats": FORMATS,

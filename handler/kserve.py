@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from handler.errors import InvalidRequest, RequestError
+from handler.identity import Identity
 from handler.settings import HandlerSettings
 
 
@@ -57,16 +58,14 @@ def v2_id(document: Mapping[str, Any]) -> str | None:
     return identifier if isinstance(identifier, str) else None
 
 
-def v2_response(
-    answers: Sequence[Mapping[str, float]], model_name: str, model_version: str, request_id: str | None
-) -> dict[str, Any]:
+def v2_response(answers: Sequence[Mapping[str, float]], identity: Identity, request_id: str | None) -> dict[str, Any]:
     """Labels and probabilities as two tensors of shape [images, classes named]."""
     shape = [len(answers), len(answers[0])]
     labels = [label for answer in answers for label in answer]
     probabilities = [probability for answer in answers for probability in answer.values()]
     response: dict[str, Any] = {
-        "model_name": model_name,
-        "model_version": model_version,
+        "model_name": identity.name,
+        "model_version": identity.version,
         "outputs": [
             {"name": "label", "datatype": "BYTES", "shape": shape, "data": labels},
             {"name": "probability", "datatype": "FP32", "shape": shape, "data": probabilities},

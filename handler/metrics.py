@@ -7,7 +7,6 @@ as well and no request waits for them.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import re
@@ -25,6 +24,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from handler import drift
 from handler.errors import RequestError
+from handler.identity import Identity
 from handler.rows import Row
 
 logger = logging.getLogger(__name__)
@@ -89,17 +89,16 @@ class Metrics:
         self._answers: deque[tuple[int, float]] = deque(maxlen=WINDOW)
 
     @classmethod
-    def of_worker(cls, context: Any, class_names: Sequence[str], variant: str) -> Metrics:
+    def of_worker(cls, context: Any, identity: Identity, class_names: Sequence[str], variant: str) -> Metrics:
         """The metrics of the worker that `context` describes; tells at once which model and variant it serves.
 
         Raises:
             InvalidReference: the archive's `reference.json` is not this model's.
         """
-        folder, model = Path(context.system_properties["model_dir"]), context.manifest["model"]
+        folder = Path(context.system_properties["model_dir"])
         reference = drift.Reference.read(folder / drift.REFERENCE_FILE, class_names)
-        version = str(model.get("modelVersion", ""))
-        metrics = cls(context.metrics, str(context.model_name), version, class_names, reference)
-        metrics._tell("classifier_info", 1, _digest(folder, model["serializedFile"]), variant)
+        metrics = cls(context.metrics, identity.name, identity.version, class_names, reference)
+        metrics._tell("classifier_info", 1, identity.digest, variant)
         return metrics
 
     def batch(
@@ -206,10 +205,3 @@ def _refused(rows: Sequence[Row]) -> list[int]:
 def _label(text: str) -> str:
     """What TorchServe can read back from a line of its log: it splits at these characters and drops empty values."""
     return re.sub(r"[|,:]|[^\S ]", "_", text) or "_"
-
-
-def _digest(folder: Path, serialized_file: str) -> str:
-    """The first 12 digits of the SHA-256 of the archive's list of digests or, without one, of the model."""
-    digests = folder / "digests.json"
-    content = (digests if digests.exists() else folder / serialized_file).read_bytes()
-    return hashlib.sha256(content).hexdigest()[:12]

@@ -23,6 +23,7 @@ import torch
 from handler import kserve
 from handler.decoding import decode
 from handler.errors import InvalidRequest, RequestError
+from handler.identity import Identity
 from handler.settings import HandlerSettings
 
 # TorchServe does not pass a query string on to the worker.
@@ -90,7 +91,7 @@ class Row:
             return []
         return [image for image in self.images if isinstance(image, torch.Tensor)]
 
-    def body(self, answers: Sequence[Answer], model_name: str, model_version: str) -> bytes:
+    def body(self, answers: Sequence[Answer], identity: Identity) -> bytes:
         """The JSON body of a prediction or a refusal; `answers` are those of `tensors`, the best class first.
 
         Raises:
@@ -98,12 +99,12 @@ class Row:
         """
         if self.refusal is not None:
             return json.dumps(self.refusal.body()).encode()
-        body = self._body(answers, model_name, model_version)
+        body = self._body(answers, identity)
         if len(body) > _MOST_BYTES:
             raise InvalidRequest(f"the answer has {len(body)} bytes, too many: ask for fewer images or classes")
         return body
 
-    def _body(self, answers: Sequence[Answer], model_name: str, model_version: str) -> bytes:
+    def _body(self, answers: Sequence[Answer], identity: Identity) -> bytes:
         remaining = iter(answers)
         entries: list[Any] = []
         for image in self.images:
@@ -114,7 +115,7 @@ class Row:
         if self.protocol == "v1":
             document: Any = {"predictions": entries}
         elif self.protocol == "v2":
-            document = kserve.v2_response(entries, model_name, model_version, self.request_id)
+            document = kserve.v2_response(entries, identity, self.request_id)
         else:
             document = entries if self.protocol == "form" else entries[0]
         return json.dumps(document).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -49,5 +50,6 @@ def ask(
     for index in range(len(bodies)):
         assert context.get_response_headers(index) == {
             "content-type": "application/json", "x-model-name": "lenet5-digits", "x-model-version": "1.0",
+            "x-model-digest": hashlib.sha256((model_dir / "model.pt").read_bytes()).hexdigest()[:12],
         }  # fmt: skip
     return [json.loads(answer) for answer in answers], [context.get_response_status(i)[0] for i in range(len(bodies))]
