@@ -1,1 +1,1 @@
-"""Run folder → `.mar`: stage the files, build with torch-model-archiver, move into the model store."""
+"""Run folder → `.mar`: stage, build with torch-model-archiver, prove, move into the model store; and check archives."""

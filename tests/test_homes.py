@@ -1,0 +1,367 @@
+"""One model in several homes: each gives the golden answers, or is not handed over."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from archive import compare, export, homes, preprocessing, reference, triton
+from archive.errors import ExportRefused, IncompleteRun, InvalidName
+from archive.reference import Reference
+from handler.decoding import decode
+from handler.settings import HandlerSettings
+from server.launch import RunningServer
+from tests.conftest import MODEL, ROOT
+from tests.images import encode, gradient
+from train.quantise import quantise
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.*:UserWarning")
+
+needs_onnx = pytest.mark.skipif(
+    any(find_spec(package) is None for package in ("onnx", "onnxscript", "onnxruntime")),
+    reason="the packages onnx, onnxscript and onnxruntime are not installed",
+)
+
+# Everything a client knows is in the folder that it was given: the page's own lines, the model and the labels.
+CLIENT = """
+import json, sys
+import onnxruntime
+folder, image, lines = sys.argv[1:]
+names = {"path": image}
+exec(open(lines).read(), names)
+session = onnxruntime.InferenceSession(folder + "/model.onnx")
+[row] = session.run(None, {"images": names["images"]})[0]
+labels = json.load(open(folder + "/index_to_name.json"))
+print(json.dumps({labels[str(index)]: float(value) for index, value in enumerate(row)}))
+"""
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """The trained run, free to be changed."""
+    return Path(shutil.copytree(run, tmp_path / "copied" / run.name))
+
+
+@pytest.fixture(scope="module")
+def known(run: Path) -> Reference:
+    return reference.read(run)
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    export.export(run, "onnx", folder, MODEL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repository(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository for Triton."""
+    folder = tmp_path_factory.mktemp("triton")
+    export.export(run, "triton", folder, "digits")
+    return folder
+
+
+def change_torchscript(run: Path) -> None:
+    """Another first layer in `model.pt`."""
+    model = torch.jit.load(run / "model.pt")
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.05)
+    model.save(run / "model.pt")
+
+
+def change_exported_program(run: Path) -> None:
+    """Another first layer in `model.pt2`."""
+    program = torch.export.load(run / "model.pt2")
+    with torch.no_grad():
+        program.state_dict["classifier.network.0.weight"].mul_(1.05)
+    torch.export.save(program, run / "model.pt2")
+
+
+def the_lines(page: str) -> str:
+    """The Python of `preprocessing.md`."""
+    [lines] = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    return str(lines)
+
+
+@needs_onnx
+def test_a_client_with_the_folder_alone_gets_the_golden_answers(
+    onnx_folder: Path, run: Path, known: Reference, tmp_path: Path
+) -> None:
+    """ONNX Runtime, the page's own lines and the labels, in a process that knows nothing of this project."""
+    (tmp_path / "lines.py").write_text(the_lines((onnx_folder / preprocessing.PAGE_FILE).read_text()))
+    document = json.loads((run / "golden" / "golden.json").read_text())
+    for name in list(document["probabilities"])[:3]:
+        answered = subprocess.run(
+            [sys.executable, "-c", CLIENT, onnx_folder, run / "golden" / name, tmp_path / "lines.py"],
+            cwd=tmp_path, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        expected = dict(zip(document["class_names"], document["probabilities"][name], strict=True))
+        assert json.loads(answered.stdout) == pytest.approx(expected, abs=export.TOLERANCE)
+
+
+def pictures() -> dict[str, bytes]:
+    """Images of every kind that decoding treats in its own way."""
+    turned = gradient(60, 40)
+    exif = Image.Exif()
+    exif[274] = 6
+    sixteen_bit = Image.fromarray((torch.arange(48 * 40).reshape(40, 48) * 34 % 65536).to(torch.uint16).numpy())
+    transparent = gradient(50, 40).convert("RGBA")
+    transparent.putalpha(gradient(50, 40, "L"))
+    return {
+        "colour": encode(gradient(70, 50)),
+        "grey": encode(gradient(50, 70, "L")),
+        "palette": encode(gradient(64, 48).convert("P")),
+        "CMYK": encode(gradient(64, 48).convert("CMYK"), "JPEG"),
+        "transparent": encode(transparent),
+        "16 bits": encode(sixteen_bit),
+        "turned": encode(turned, "JPEG", exif=exif),
+        "large": encode(gradient(1600, 1200), "JPEG"),
+    }
+
+
+@pytest.mark.parametrize("picture", list(pictures()))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_pages_lines_decode_as_the_handler_does(
+    known: Reference, tmp_path: Path, channels: Any, picture: str
+) -> None:
+    """The same pixels, every one, for every kind of image."""
+    settings = HandlerSettings(
+        channels=channels, resize_size=40, crop_size=32, interpolation="bicubic", background="#804020"
+    )
+    data = pictures()[picture]
+    (tmp_path / "image").write_bytes(data)
+    names: dict[str, Any] = {"path": tmp_path / "image"}
+    exec(the_lines(preprocessing.page(replace(known, settings=settings))), names)
+    assert torch.equal(torch.from_numpy(names["images"].copy())[0], decode(data, settings))
+
+
+@needs_onnx
+def test_the_docs_commands_run(run: Path, tmp_path: Path) -> None:
+    """docs/leaving-torchserve.md, from a run folder to labels out of ONNX Runtime, with nothing else at hand."""
+    page = (ROOT / "docs" / "leaving-torchserve.md").read_text()
+    commands = re.search(r"^```bash\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    assert commands is not None
+    for room in ("archive", "handler"):
+        (tmp_path / room).symlink_to(ROOT / room)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / MODEL).symlink_to(run)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    for program in (["bash", "-ec", commands[1]], ["python", "-c", the_lines(page)]):
+        finished = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert finished.returncode == 0, finished.stderr
+    assert len(json.loads(finished.stdout.replace("'", '"'))) == 2
+    assert (tmp_path / "homes" / "triton" / MODEL / triton.CONFIG_FILE).is_file()
+
+
+@needs_onnx
+def test_onnx_takes_any_batch(onnx_folder: Path, known: Reference) -> None:
+    """What came in a batch of two at export is answered in batches of one to seventeen."""
+    predict = export.load_onnx(onnx_folder / export.ONNX_FILE)
+    images = known.images.repeat(2, 1, 1, 1)
+    for count in (1, 2, 5, 17):
+        expected = known.probabilities.repeat(2, 1)[:count]
+        assert torch.allclose(predict(images[:count]), expected, atol=export.TOLERANCE)
+
+
+@needs_onnx
+def test_onnx_tells_nothing_of_the_machine_and_is_the_same_each_time(
+    onnx_folder: Path, run: Path, tmp_path: Path
+) -> None:
+    """No path of a source file is in it, and a second export gives the same bytes."""
+    written = (onnx_folder / export.ONNX_FILE).read_bytes()
+    assert b".py" not in written
+    assert str(ROOT).encode() not in written
+    export.export(run, "onnx", tmp_path, MODEL)
+    assert (tmp_path / export.ONNX_FILE).read_bytes() == written
+
+
+@needs_onnx
+def test_triton_is_told_what_the_model_is(repository: Path, known: Reference) -> None:
+    """Triton's own schema reads config.pbtxt, and its tensors are those of the ONNX file, its labels the classes."""
+    pytest.importorskip("tritonclient", reason="the package tritonclient is not installed")
+    import onnxruntime
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    model = repository / "digits"
+    schema: Any = model_config_pb2
+    config = text_format.Parse((model / triton.CONFIG_FILE).read_text(), schema.ModelConfig())
+    assert (config.name, config.backend, config.max_batch_size) == ("digits", "onnxruntime", 8)
+    assert config.dynamic_batching.max_queue_delay_microseconds == 5000
+    session = onnxruntime.InferenceSession(model / triton.VERSION / export.ONNX_FILE)
+    kinds = {"tensor(uint8)": schema.TYPE_UINT8, "tensor(float)": schema.TYPE_FP32}
+    for told, is_so in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):
+        assert [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in told] == [
+            (tensor.name, kinds[tensor.type], tensor.shape[1:]) for tensor in is_so
+        ]
+    assert (model / config.output[0].label_filename).read_text().splitlines() == known.class_names
+    with pytest.raises(text_format.ParseError, match="max_batch"):
+        text_format.Parse(triton.config(known, "digits").replace("max_batch_size", "max_batch"), schema.ModelConfig())
+
+
+@needs_onnx
+def test_a_second_export_takes_the_place_of_the_first(repository: Path, run: Path, tmp_path: Path) -> None:
+    """A model folder is replaced as a whole, and nothing is left beside it."""
+    folder = Path(shutil.copytree(repository, tmp_path / "repository"))
+    (folder / "digits" / "old").touch()
+    export.export(run, "triton", folder, "digits")
+    assert [path.name for path in folder.iterdir()] == ["digits"]
+    assert {path.name for path in (folder / "digits").iterdir()} == {
+        path.name for path in (repository / "digits").iterdir()
+    }
+
+
+@pytest.mark.parametrize("to", ["torchscript", "pt2"])
+def test_pytorchs_own_files_are_handed_over_with_their_page(run: Path, tmp_path: Path, to: str) -> None:
+    """The file of the run folder, byte for byte, with labels and preprocessing."""
+    written, difference = export.export(run, to, tmp_path / "new" / "folder", MODEL)
+    names = {path.name: path for path in written}
+    assert difference <= 1e-6
+    [model] = set(names) - {"index_to_name.json", preprocessing.JSON_FILE, preprocessing.PAGE_FILE}
+    assert names[model].read_bytes() == (run / model).read_bytes()
+    assert json.loads(names[preprocessing.JSON_FILE].read_text())["input"]["shape"] == [None, 1, 32, 32]
+
+
+@pytest.mark.parametrize(
+    ("change", "to"),
+    [
+        (change_torchscript, "torchscript"),
+        (change_exported_program, "pt2"),
+        pytest.param(change_exported_program, "onnx", marks=needs_onnx),
+        pytest.param(change_exported_program, "triton", marks=needs_onnx),
+    ],
+)
+def test_a_model_that_answers_otherwise_is_not_handed_over(
+    copied: Path, tmp_path: Path, change: Callable[[Path], None], to: str
+) -> None:
+    """One layer's weights a twentieth larger: refused with the difference, and the folder stays empty."""
+    change(copied)
+    with pytest.raises(ExportRefused, match=r"moves a golden probability by \d\.\de-0\d, allowed 1e-04"):
+        export.export(copied, to, tmp_path / "out", MODEL)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_without_its_packages_onnx_says_what_to_install(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are an optional extra."""
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ExportRefused, match=r"ONNX needs onnxscript.*: pip install onnx onnxscript onnxruntime"):
+        export.export(run, "onnx", tmp_path, MODEL)
+    [home] = compare.compare(run, ["onnx"])
+    assert home.passed
+    assert home.not_here.startswith("ONNX needs onnxscript")
+
+
+def test_what_cannot_be_exported_is_said_first(copied: Path, tmp_path: Path) -> None:
+    """An incomplete run and a name that leads elsewhere: nothing is written."""
+    with pytest.raises(InvalidName):
+        export.export(copied, "triton", tmp_path / "out", "../escape")
+    (copied / "model.pt2").unlink()
+    with pytest.raises(IncompleteRun, match=r"has no model\.pt2"):
+        export.export(copied, "onnx", tmp_path / "out", MODEL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_commands_offer_what_there_is() -> None:
+    """Their choices are named without loading torch, and are those that exist."""
+    assert set(homes.FORMATS) == set(export.FORMATS)
+    assert set(homes.FORMS) == {*compare.FORMS, "torchserve"}
+
+
+def test_every_form_answers_as_measured(copied: Path) -> None:
+    """What needs no compiler: PyTorch's forms within rounding of fp32, bf16 and int8 within theirs, and not equal."""
+    assert quantise(copied, min_speedup=0, console=Console(quiet=True))["kept"]
+    found = {home.form: home for home in compare.compare(copied, ["torchscript", "frozen", "bf16", "int8", "pt2"])}
+    assert all(home.passed for home in found.values())
+    assert all(found[form].difference <= 1e-5 for form in ("torchscript", "frozen", "pt2"))
+    assert all(1e-5 < found[form].difference <= 0.05 for form in ("bf16", "int8"))
+
+
+def test_what_must_be_compiled_answers_as_measured(run: Path) -> None:
+    """AOTInductor's library and the C++ program on LibTorch."""
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no C++ compiler {compiler}")
+    aotinductor, libtorch = compare.compare(run, ["aotinductor", "libtorch"])
+    assert (aotinductor.failure, libtorch.failure) == ("", "")
+    assert aotinductor.difference is not None and aotinductor.difference <= 1e-5
+    assert libtorch.difference is not None and libtorch.difference <= 1e-5
+
+
+def test_what_is_not_here_says_why(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiler, no int8 file, no server: three reasons and no failure."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    forms = ["aotinductor", "libtorch", "int8", "torchserve"]
+    found = {home.form: home for home in compare.compare(run, forms)}
+    assert found["aotinductor"].not_here == found["libtorch"].not_here == "no C++ compiler no-such-compiler"
+    assert "python -m train.quantise" in found["int8"].not_here
+    assert "--url" in found["torchserve"].not_here
+    assert all(home.passed for home in found.values())
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "archive", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_compare_tells_the_changed_form_from_the_others(copied: Path) -> None:
+    """Changed weights in model.pt fail what is made of it, by number or reason, and model.pt2 passes."""
+    change_torchscript(copied)
+    finished = command("compare", copied, "--json", *(f"--only={form}" for form in ("torchscript", "frozen", "pt2")))
+    torchscript, frozen, pt2 = json.loads(finished.stdout)
+    assert torchscript["difference"] > torchscript["tolerance"]
+    assert frozen["failure"].startswith("GoldenMismatch: ")
+    assert [form["passed"] for form in (torchscript, frozen, pt2)] == [False, False, True]
+    assert finished.returncode == 1
+    assert finished.stderr == f"error: {copied}: not what training measured: torchscript, frozen\n"
+
+
+def test_the_commands_print_what_they_did(run: Path, tmp_path: Path) -> None:
+    """A line for each file, a table for each form, one line for a mistake."""
+    exported = command("export", run, tmp_path, "--to", "pt2")
+    assert exported.returncode == 0, exported.stderr
+    assert str(tmp_path / "model.pt2") in exported.stdout
+    compared = command("compare", run, "--only", "pt2")
+    assert compared.returncode == 0, compared.stderr
+    assert re.search(r"^pt2 +\S+ +0\.0001 +pass *$", compared.stdout, flags=re.MULTILINE)
+    for arguments, complaint in (
+        (["export", run, tmp_path, "--to", "tflite"], "error: --to tflite: use one of torchscript, pt2, onnx, triton"),
+        (["compare", run, "--only", "tflite"], "error: --only tflite: use one of torchscript, frozen, bf16"),
+        (["compare", tmp_path / "nowhere"], f"error: {tmp_path}/nowhere has no model.pt"),
+    ):
+        finished = command(*arguments)
+        assert finished.returncode == 1
+        assert finished.stderr.startswith(complaint)
+        assert len(finished.stderr.splitlines()) == 1
+
+
+def test_a_running_torchserve_answers_as_measured(torchserve: RunningServer, run: Path) -> None:
+    """Over HTTP, with its tokens; another name is a failure and not a silence."""
+    url, key_file = torchserve.inference_url, torchserve.key_file
+    [served] = compare.compare(run, ["torchserve"], compare.Served(url, MODEL, key_file))
+    assert served.failure == ""
+    assert served.difference is not None and served.difference <= export.TOLERANCE
+    [missing] = compare.compare(run, ["torchserve"], compare.Served(url, "nobody", key_file))
+    assert not missing.passed
+    assert missing.failure.startswith("HTTPError: 404")

@@ -1,0 +1,225 @@
+"""The search for an int8 form of a trained run that is as accurate: how much of the network may be int8.
+
+All of it is tried first. Where that loses too much, the first and the last layer stay fp32, then the layers besides
+that change the answers most when they alone are int8: a quarter of all, then half.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+
+from handler import golden, variants
+from train import datasets, evaluation, int8, models, run_folder
+from train.datasets import Dataset, LabelledImages
+from train.errors import QuantisationError, RunFolderError
+from train.export import ServedClassifier, load_torchscript
+from train.int8 import Calibrated
+from train.models import Classifier
+from train.recipe import Recipe, load
+
+TOLERANCE = 1e-4
+_COMPARED_IMAGES = 16
+_MORE_IN_FP32 = (1 / 4, 1 / 2)
+
+
+class Watch(Protocol):
+    """Passes a sequence on, and may show under its description how far it has got."""
+
+    def __call__(self, sequence: Sequence[Any], description: str) -> Iterable[Any]: ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, with the network rebuilt and the data read again."""
+
+    folder: Path
+    recipe: Recipe
+    data: Dataset
+    classifier: Classifier
+    temperature: float
+    probabilities: torch.Tensor
+    """What `model.pt` gives for the held-out images: float32[N,K]."""
+
+    def measure(self, probabilities: torch.Tensor) -> dict[str, float]:
+        """`acc1`, `worst_class` and `ece` of float32[N,K] for the held-out images."""
+        measured = evaluation.metrics(
+            probabilities, self.data.test.labels, self.data.class_names, temperature=self.temperature
+        )
+        return {"acc1": measured["acc1"], "worst_class": measured["worst_class"]["acc1"], "ece": measured["ece"]}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One int8 form and what was measured on it."""
+
+    fp32_layers: list[str]
+    acc1: float
+    worst_class: float
+    ece: float
+    loss_points: float
+    """What it loses of the fp32 model's top-1 accuracy, in percentage points."""
+    same_answers: float
+    """Share of the held-out images that get the fp32 model's class."""
+    golden_max_abs_difference: float
+    """Largest difference of a golden image's probability from the fp32 model's."""
+    failed: list[str]
+    """Every bound that it breaks; none is what was looked for."""
+
+
+def read(run: Path, data_root: Path | None, watch: Watch) -> Trained:
+    """Rebuild what `run` was trained to, and prove that it is the same.
+
+    Raises:
+        TrainingError: the run is incomplete, its images are others than it was trained on, or the network built from
+            its recipe and weights does not answer as its `model.pt`.
+    """
+    try:
+        temperature: float = json.loads((run / "metrics.json").read_text())["calibration"]["temperature"]
+        fingerprint: str = json.loads((run / "provenance.json").read_text())["data_sha256"]
+        weights = load_file(run / "weights.safetensors")
+        load_torchscript(run / "model.pt")
+        golden.images(run / "golden")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RunFolderError(f"{run} is not a finished run ({reason}): `python -m train RECIPE` writes one") from None
+    recipe = load(str(run / run_folder.RECIPE_FILE), (), data_root)
+    data = datasets.load(recipe.data, recipe.input, recipe.training.seed)
+    if data.fingerprint() != fingerprint:
+        raise QuantisationError(
+            f"the images in {recipe.data.root or recipe.data.dataset} are not those that {run} was trained on: "
+            "give --data DIR that holds them, or train again"
+        )
+    architecture = recipe.model.model_copy(update={"weights": None})
+    classifier = models.build(architecture, recipe.input.channels, len(data.class_names)).eval()
+    try:
+        classifier.load_state_dict(weights)
+    except RuntimeError:
+        raise QuantisationError(f"{run}/weights.safetensors does not fit the network that its recipe names") from None
+    probabilities = _predict(run / "model.pt", data.test, recipe, watch, "fp32 answers")
+    trained = Trained(run, recipe, data, classifier, temperature, probabilities)
+    _check_rebuilt(trained)
+    return trained
+
+
+def search(
+    trained: Trained, calibrated: Calibrated, file: Path, max_loss_points: float, time_limit_s: float, watch: Watch
+) -> list[Attempt]:
+    """Write int8 forms to `file`, each with less in int8 than the one before, until one breaks no bound.
+
+    Args:
+        max_loss_points: how much of the top-1 accuracy may be lost, in percentage points.
+        time_limit_s: after it no further form is tried.
+
+    Returns:
+        All that were tried; `file` holds the last of them.
+    """
+    deadline = time.monotonic() + time_limit_s
+    attempts: list[Attempt] = []
+    for fp32_layers in _plans(trained, calibrated, deadline, watch):
+        served = ServedClassifier(
+            _wrap(trained, calibrated, fp32_layers), trained.temperature, trained.recipe.model.average_mirror
+        ).eval()
+        int8.write(served, _held_out(trained, 2), file)
+        attempts.append(_measure(trained, fp32_layers, file, max_loss_points, watch))
+        if not attempts[-1].failed or time.monotonic() > deadline:
+            break
+    return attempts
+
+
+def _plans(trained: Trained, calibrated: Calibrated, deadline: float, watch: Watch) -> Iterator[list[str]]:
+    """Which layers stay fp32, fewest first."""
+    yield []
+    ends = list(dict.fromkeys((calibrated.layers[0], calibrated.layers[-1])))
+    yield ends
+    between = [name for name in calibrated.layers if name not in ends]
+    errors = _layer_errors(trained, calibrated, between, deadline, watch)
+    worst = sorted(between, key=lambda name: -errors.get(name, 0.0))
+    for share in _MORE_IN_FP32:
+        yield ends + worst[: max(1, round(share * len(calibrated.layers)))]
+
+
+def _layer_errors(
+    trained: Trained, calibrated: Calibrated, layers: Sequence[str], deadline: float, watch: Watch
+) -> dict[str, float]:
+    """How far the logits of a few images move (sum of squares) when each layer alone is int8; what time allows."""
+    images = _held_out(trained, _COMPARED_IMAGES).float()
+    errors: dict[str, float] = {}
+    with torch.inference_mode(), int8.engine():
+        expected = trained.classifier(images)
+        for name in watch(layers, "error of each layer"):
+            if time.monotonic() > deadline:
+                break
+            alone = _wrap(trained, calibrated, [other for other in calibrated.layers if other != name])
+            errors[name] = float((alone(images) - expected).square().sum())
+    return errors
+
+
+def _measure(trained: Trained, fp32_layers: list[str], file: Path, max_loss_points: float, watch: Watch) -> Attempt:
+    answers = golden.images(trained.folder / "golden")
+    names = [str(index) for index in range(len(answers))]
+    checked = LabelledImages(names, answers, torch.zeros(len(names), dtype=torch.long))
+    with int8.engine():
+        probabilities = _predict(file, trained.data.test, trained.recipe, watch, "int8 answers")
+        moved = evaluation.predict(file, checked, trained.recipe.input)
+    expected = evaluation.predict(trained.folder / "model.pt", checked, trained.recipe.input)
+    measured = trained.measure(probabilities)
+    loss_points = 100 * (trained.measure(trained.probabilities)["acc1"] - measured["acc1"])
+    difference = float((moved - expected).abs().max())
+    failed = []
+    if not loss_points <= max_loss_points + 1e-9:
+        failed.append(f"it loses {loss_points:.2f} points of top-1 accuracy, allowed {max_loss_points:g}")
+    tolerance = variants.ROUNDING_TOLERANCE["int8"]
+    if not difference <= tolerance:
+        failed.append(f"a golden probability moves by {difference:.3f}, workers allow {tolerance:g}")
+    failed += _broken_floors(measured, trained.recipe)
+    same = float((probabilities.argmax(1) == trained.probabilities.argmax(1)).float().mean())
+    return Attempt(fp32_layers, **measured, loss_points=loss_points, same_answers=same,
+                   golden_max_abs_difference=difference, failed=failed)  # fmt: skip
+
+
+def _broken_floors(measured: dict[str, float], recipe: Recipe) -> list[str]:
+    """What is below the recipe's floors, if it has any; those on size and time are the archive's to measure."""
+    floors = getattr(recipe, "floors", None)
+    broken = []
+    for name, value in measured.items():
+        bound = getattr(floors, name, None)
+        if bound is not None and not (value <= bound if name == "ece" else value >= bound):
+            broken.append(f"{name} is {value:.4f}, the recipe's floor is {bound:g}")
+    return broken
+
+
+def _wrap(trained: Trained, calibrated: Calibrated, fp32_layers: Sequence[str]) -> Classifier:
+    model = trained.recipe.model
+    return Classifier(calibrated.convert(fp32_layers), model.mean, model.std).eval()
+
+
+def _check_rebuilt(trained: Trained) -> None:
+    count = min(_COMPARED_IMAGES, len(trained.data.test))
+    served = ServedClassifier(trained.classifier, trained.temperature, trained.recipe.model.average_mirror).eval()
+    with torch.inference_mode():
+        difference = float((served(_held_out(trained, count)) - trained.probabilities[:count]).abs().max())
+    if not difference <= TOLERANCE:
+        raise QuantisationError(
+            f"the network rebuilt from {trained.folder} differs from its model.pt by {difference:.1e}: the code of the "
+            "network has changed since; train again"
+        )
+
+
+def _held_out(trained: Trained, count: int) -> torch.Tensor:
+    """The first held-out images: uint8[N,C,H,W]."""
+    test = trained.data.test
+    return test.subset(range(min(count, len(test)))).decode(trained.recipe.input)
+
+
+def _predict(file: Path, images: LabelledImages, recipe: Recipe, watch: Watch, description: str) -> torch.Tensor:
+    """float32[N,K], part by part so that progress can be shown."""
+    parts = [images.subset(range(i, min(i + 512, len(images)))) for i in range(0, len(images), 512)]
+    return torch.cat([evaluation.predict(file, part, recipe.input) for part in watch(parts, description)])
