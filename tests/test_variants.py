@@ -14,9 +14,11 @@ from PIL import Image
 from rich.console import Console
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from archive.export import export
 from handler import runtime, variants
 from handler.golden import GoldenMismatch
 from handler.variants import Predict
+from tests.conftest import MODEL
 from tests.images import encode
 from tests.worker import load
 from train import pipeline, recipe
@@ -69,6 +71,18 @@ def test_a_precision_that_cannot_run_here_is_named(copied: Path, precision: str)
     set_precision(copied, precision)
     with pytest.raises(ValueError, match=f"precision '{precision}' cannot run here, on cpu .* fp32, bf16"):
         load(copied)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_another_engine_gives_the_same_answers(copied: Path, digit: bytes, engine: str) -> None:
+    """Where archive and environment have them, other engines serve the exported ONNX file, to 1e-5."""
+    pytest.importorskip(engine, reason=f"needs the package {engine}")
+    exact = load(copied).predict([digit])
+    export(copied, "onnx", copied, MODEL)
+    set_precision(copied, engine)
+    classifier = load(copied)
+    assert classifier.variant.name == engine
+    assert float((classifier.predict([digit]) - exact).abs().max()) < 1e-5
 
 
 def test_auto_goes_without_a_variant_that_answers_differently(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
