@@ -22,7 +22,7 @@ import torch
 
 from handler import kserve
 from handler.decoding import decode
-from handler.errors import InvalidRequest, RequestError
+from handler.errors import InvalidRequest, RequestError, UnsupportedImage
 from handler.identity import Identity
 from handler.settings import HandlerSettings
 
@@ -80,6 +80,8 @@ class Row:
             images = _decode_all(bodies, settings)
             if len(images) > 1:
                 return cls(images, top_k, "form")
+            if isinstance(images[0], UnsupportedImage) and "json" in str(headers.get("content-type")):
+                raise InvalidRequest("the body is neither valid JSON nor an image")
             return cls(images, top_k, refusal=_first_refusal(images))
         except RequestError as refusal:
             return cls([refusal], settings.top_k, refusal=refusal)

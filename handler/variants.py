@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 INT8_FILE, ONNX_FILE = "model.int8.pt", "model.onnx"
 # A variant must be this much faster than the more exact one before it: below that, noise would decide.
 WORTHWHILE_SPEEDUP = 1.15
-# What a rounded variant may move a probability of a golden image by; the others are held to the archive's own tolerance.
+# What a rounded variant may move a golden probability by; the others are held to the archive's own tolerance.
 # OpenVINO rounds to bfloat16 by itself where the processor is faster with it.
 ROUNDING_TOLERANCE = {"bf16": 0.05, "fp16": 0.02, "int8": 0.1, "openvino": 0.05}
 _MEASURED_BATCH, _ROUNDS, _ROUNDS_S = 8, 5, 0.5

@@ -97,6 +97,14 @@ def test_an_image_under_any_content_type(
     assert answer.json() == pytest.approx(client.predict(MODEL, digit), abs=1e-5)
 
 
+@pytest.mark.parametrize("body", [b'{"instances": [', b"null", b'"text"', b"{}", b"[]", b"[1e999]", b"\xff"])
+def test_broken_json_is_the_clients_mistake(torchserve: RunningServer, session: requests.Session, body: bytes) -> None:
+    """What claims to be JSON and is no request that is known gets a 400 that says so."""
+    url = f"{torchserve.inference_url}/predictions/{MODEL}"
+    answer = session.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=30)
+    assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest")
+
+
 def test_top_k_and_model_headers(torchserve: RunningServer, session: requests.Session, digit: bytes) -> None:
     """A header asks for more or fewer classes; the answer's headers say which model gave it."""
     url = f"{torchserve.inference_url}/predictions/{MODEL}"
