@@ -6,24 +6,25 @@ python -m client predict lenet5-digits digit.png
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
-from functools import wraps
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Column, Table
 
-from client.errors import ClientError, RequestRefused
-from client.torchserve import INFERENCE_URL, KEY_FILE, TorchServe
-
-P = ParamSpec("P")
+from client import metrics
+from client.asking import explain, predict
+from client.command_line import AsJson, Model, Timeout, reports_errors, server_of
+from client.errors import TooManyWorkers
+from client.torchserve import INFERENCE_URL, KEY_FILE, TorchServe, next_port
+from client.watching import ready
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-
-Model = Annotated[str, typer.Argument(help="Name of a served model.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
-Timeout = Annotated[float, typer.Option("--timeout-s", help="Longest wait, in seconds.")]
 
 
 @app.callback()
@@ -40,59 +41,20 @@ def connect(
         Path, typer.Option(envvar="TORCHSERVE_KEY_FILE", help="The key_file.json in the server's working directory.")
     ] = KEY_FILE,
 ) -> None:
-    """Talk to a running TorchServe: predict, look at models, scale their workers."""
-    context.obj = TorchServe(url, management_url, key_file)
+    """Talk to a running TorchServe: predict and explain, look at models, register them, scale their workers."""
+    context.obj = partial(TorchServe, url, management_url, key_file)
 
 
-def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Print a ClientError in one line and exit 1."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except ClientError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-
-    return wrapper
-
-
-@app.command(epilog="Example: python -m client predict lenet5-digits one.png two.jpg")
-@reports_errors
-def predict(
-    context: typer.Context,
-    model: Model,
-    files: Annotated[list[Path], typer.Argument(help="Image files.")],
-    as_json: AsJson = False,
-) -> None:
-    """Classify image files. Exits 1 if any of them could not be classified, after the others."""
-    server: TorchServe = context.obj
-    failed = False
-    for file in files:
-        try:
-            answer = server.predict(model, file.read_bytes())
-        except OSError as error:
-            failed = True
-            print(f"error: {file}: {error.strerror}", file=sys.stderr)
-            continue
-        except RequestRefused as error:
-            failed = True
-            print(f"error: {file}: {error}", file=sys.stderr)
-            continue
-        if as_json:
-            print(json.dumps({"file": str(file), "prediction": answer}))
-        else:
-            print(f"{file}: " + ", ".join(f"{name} {probability:.4f}" for name, probability in answer.items()))
-    if failed:
-        raise typer.Exit(1)
+app.command(epilog="Example: python -m client predict lenet5-digits photos/ --output results.jsonl")(predict)
+app.command(epilog="Example: python -m client explain lenet5-digits digit.png --output pictures")(explain)
+app.command(epilog="Example: python -m client ready lenet5-digits --golden runs/lenet5-digits/golden")(ready)
 
 
 @app.command(epilog="Example: python -m client models")
 @reports_errors
 def models(context: typer.Context, as_json: AsJson = False) -> None:
     """List the registered models."""
-    names = context.obj.models()
+    names = server_of(context).models()
     print(json.dumps(names) if as_json else "\n".join(names))
 
 
@@ -100,7 +62,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 @reports_errors
 def describe(context: typer.Context, model: Model, as_json: AsJson = False) -> None:
     """Show a model's version, batching and workers."""
-    description = context.obj.describe(model)
+    description = server_of(context).describe(model)
     if as_json:
         print(json.dumps(description, indent=1))
         return
@@ -116,19 +78,74 @@ def describe(context: typer.Context, model: Model, as_json: AsJson = False) -> N
 def scale(
     context: typer.Context,
     model: Model,
-    workers: Annotated[int, typer.Argument(min=0, help="How many worker processes.")],
+    workers: Annotated[int, typer.Argument(min=0, help="How many worker processes; 0 stops answering.")],
+    wait: Annotated[bool, typer.Option(help="Wait until they are ready.")] = True,
+    ceiling: Annotated[
+        int | None, typer.Option(min=0, help="Most workers that may be asked for; default: this machine's cores.")
+    ] = None,
     timeout_s: Timeout = 120,
 ) -> None:
     """Set the number of a model's workers and wait until they are ready."""
-    context.obj.scale(model, workers, timeout_s)
-    print(f"{model}: {workers} workers ready")
+    allowed = (os.cpu_count() or 1) if ceiling is None else ceiling
+    if workers > allowed:
+        reason = "this machine has no more cores" if ceiling is None else "the ceiling that was given"
+        raise TooManyWorkers(f"{workers} workers are more than {allowed}, {reason}: --ceiling {workers} allows them")
+    server_of(context).scale(model, workers, timeout_s, wait)
+    print(f"{model}: {workers} workers {'ready' if wait else 'asked for'}")
 
 
-@app.command(epilog="Example: python -m client ready lenet5-digits --timeout-s 30")
+@app.command(epilog="Example: python -m client register lenet5-digits.mar --workers 2")
 @reports_errors
-def ready(context: typer.Context, model: Model, timeout_s: Timeout = 120) -> None:
-    """Wait until a model has as many ready workers as it declares."""
-    print(f"{model}: {context.obj.wait_until_ready(model, timeout_s)} workers ready")
+def register(
+    context: typer.Context,
+    archive: Annotated[str, typer.Argument(metavar="FILE.mar|NAME", help="An archive in the server's model store.")],
+    workers: Annotated[int, typer.Option(min=1, help="How many workers load it.")] = 1,
+    timeout_s: Timeout = 120,
+) -> None:
+    """Register an archive of the server's model store and wait until its workers have loaded it."""
+    print(server_of(context).register(archive, workers, timeout_s))
+
+
+@app.command(epilog="Example: python -m client unregister lenet5-digits/1.0")
+@reports_errors
+def unregister(context: typer.Context, model: Model) -> None:
+    """Remove a model, or one of its versions."""
+    print(server_of(context).unregister(model))
+
+
+@app.command(epilog="Example: python -m client set-default lenet5-digits 1.1")
+@reports_errors
+def set_default(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="NAME", help="A served model.")],
+    version: Annotated[str, typer.Argument(help="A registered version of it.")],
+) -> None:
+    """Answer requests that name no version by this one."""
+    print(server_of(context).set_default(model, version))
+
+
+@app.command("metrics", epilog="Example: python -m client metrics lenet5-digits")
+@reports_errors
+def show_metrics(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this model's.")] = None,
+    metrics_url: Annotated[
+        str | None,
+        typer.Option(envvar="TORCHSERVE_METRICS_URL", help="Metrics address; default: the port after management's."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what the server tells Prometheus: means instead of sums, no buckets."""
+    url = metrics_url or next_port(server_of(context).management_url)
+    samples = metrics.interesting(metrics.read(url.rstrip("/")), model)
+    if as_json:
+        print(json.dumps([asdict(sample) for sample in samples]))
+        return
+    table = Table("metric", "model", Column("labels", overflow="fold"), "value", box=None)
+    for sample in samples:
+        table.add_row(sample.name, sample.model or "", sample.shown_labels, f"{sample.value:,.6g}")
+    # In a pipe nobody's screen is too narrow.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 240).print(table)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,20 @@
 """What can go wrong between this client and a server.
 
 ClientError
-├── ServerUnreachable  nothing answers at the address
-├── NotAuthorized      no token, or one that the server refuses and that could not be renewed
-├── ModelNotFound      the server has no model of that name or version
-├── RequestRefused     the server understood and refused: carries its status, type and message
-└── NotReady           the model did not come up in time
+├── ServerUnreachable   nothing answers at the address, or not in time
+│   └── NothingListens  the connection was refused, so nobody has seen the request
+├── NotAuthorized       no token, or one that the server refuses and that could not be renewed
+├── ModelNotFound       the server has no model of that name or version
+├── ModelApiOff         the server's configuration does not let models be registered or removed
+├── NoWorkers           the model is registered and has no worker
+├── ServerBusy          the model's queue is full
+├── RequestRefused      the server understood and refused: carries its status, type and message
+│   └── WorkerDied      the worker that had the request was killed
+├── NotReady            the model did not come up in time
+├── NotAsMeasured       a golden image got another answer than training measured, or there are none to compare with
+├── TooManyWorkers      more workers were asked for than the ceiling allows
+├── NoImages            a folder or pattern holds no image
+└── OutputUnusable      the file for the results holds something else
 """
 
 from __future__ import annotations
@@ -19,11 +28,27 @@ class ServerUnreachable(ClientError):
     pass
 
 
+class NothingListens(ServerUnreachable):
+    pass
+
+
 class NotAuthorized(ClientError):
     pass
 
 
 class ModelNotFound(ClientError):
+    pass
+
+
+class ModelApiOff(ClientError):
+    pass
+
+
+class NoWorkers(ClientError):
+    pass
+
+
+class ServerBusy(ClientError):
     pass
 
 
@@ -34,5 +59,25 @@ class RequestRefused(ClientError):
         self.kind = kind
 
 
+class WorkerDied(RequestRefused):
+    pass
+
+
 class NotReady(ClientError):
+    pass
+
+
+class NotAsMeasured(ClientError):
+    pass
+
+
+class TooManyWorkers(ClientError):
+    pass
+
+
+class NoImages(ClientError):
+    pass
+
+
+class OutputUnusable(ClientError):
     pass

@@ -1,17 +1,27 @@
-"""One running TorchServe: its inference and management APIs, with tokens renewed as they expire."""
+"""One running TorchServe: what it predicts, which models it has, and how many workers they have."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
 
 import requests
 
-from client.errors import ClientError, ModelNotFound, NotAuthorized, NotReady, RequestRefused, ServerUnreachable
-from client.tokens import KeyFile
+from client import retries
+from client.connection import Api, Connection
+from client.errors import (
+    ClientError,
+    ModelNotFound,
+    NotAuthorized,
+    NothingListens,
+    NotReady,
+    NoWorkers,
+    ServerBusy,
+    ServerUnreachable,
+)
+from client.tokens import Tokens
 
 INFERENCE_URL = "http://127.0.0.1:8080"
 KEY_FILE = Path("key_file.json")
@@ -21,13 +31,15 @@ Prediction = dict[str, float]
 
 
 class TorchServe:
-    """A client of one server.
+    """A client of one server; many threads may share it.
 
     Args:
         url: the inference address.
         management_url: the management address; by default the next port of the same host, TorchServe's own habit.
-        key_file: TorchServe's `key_file.json`, read at every call so that renewed tokens are seen.
+        key_file: TorchServe's `key_file.json`; tokens in the environment (`client.tokens.VARIABLES`) go before it.
         timeout_s: longest wait for one answer.
+        retry_s: how long a prediction or explanation is asked for again where that is safe (`client.retries`).
+        connections: most that are open at a time.
     """
 
     def __init__(
@@ -36,49 +48,62 @@ class TorchServe:
         management_url: str | None = None,
         key_file: Path = KEY_FILE,
         timeout_s: float = 60.0,
+        retry_s: float = 30.0,
+        connections: int = 32,
     ) -> None:
         self.url = url.rstrip("/")
-        self.management_url = (management_url or _next_port(self.url)).rstrip("/")
-        self.keys = KeyFile(key_file)
-        self.timeout_s = timeout_s
-        self._session = requests.Session()
-        # A proxy of the environment would be asked for 127.0.0.1, and a .netrc would replace the token.
-        self._session.trust_env = False
+        self.management_url = (management_url or next_port(self.url)).rstrip("/")
+        self.retry_s = retry_s
+        urls: dict[Api, str] = {"inference": self.url, "management": self.management_url}
+        self._connection = Connection(urls, Tokens(key_file), timeout_s, connections)
 
     def predict(self, model: str, image: bytes, version: str | None = None) -> Prediction:
         """Classify one encoded image: the most probable classes in falling order.
 
         Raises:
             RequestRefused: the server does not take this image; `status` and the message say why.
+            NoWorkers, ServerBusy: it takes none at present.
         """
-        path = f"/predictions/{model}" + (f"/{version}" if version else "")
-        headers = {"Content-Type": "application/octet-stream"}
-        answer: Prediction = self._call("inference", "POST", path, data=image, headers=headers).json()
+        answer: Prediction = self._ask("predictions", model, version, image, "application/json").json()
         return answer
+
+    def explain(self, model: str, image: bytes, version: str | None = None) -> dict[str, Any]:
+        """What in one encoded image spoke for its class, as a grid of numbers; raises as `predict` does."""
+        document: dict[str, Any] = self._ask("explanations", model, version, image, "application/json").json()
+        return document
+
+    def explain_as_png(self, model: str, image: bytes, version: str | None = None) -> bytes:
+        """The same as a picture: red where it speaks for the class, blue where it speaks against it."""
+        return self._ask("explanations", model, version, image, "image/png").content
 
     def models(self) -> list[str]:
         """The names of the registered models."""
-        return [model["modelName"] for model in self._call("management", "GET", "/models?limit=1000").json()["models"]]
+        names: list[str] = []
+        page: str | None = "0"
+        while page is not None:
+            answer = self._manage("GET", f"/models?limit=100&next_page_token={page}").json()
+            names += [model["modelName"] for model in answer["models"]]
+            page = answer.get("nextPageToken")
+        return names
 
     def describe(self, model: str, version: str | None = None) -> dict[str, Any]:
         """TorchServe's description of one version (by default the default one): settings, workers and their states."""
-        path = f"/models/{model}" + (f"/{version}" if version else "")
-        descriptions: list[dict[str, Any]] = self._call("management", "GET", path).json()
+        descriptions: list[dict[str, Any]] = self._manage("GET", _model_path(model, version)).json()
         return descriptions[0]
 
     def ready_workers(self, model: str) -> int:
         """How many workers have loaded the model and take requests."""
-        return sum(worker["status"] == "READY" for worker in self.describe(model)["workers"])
+        return count_ready(self.describe(model))
 
-    def scale(self, model: str, workers: int, timeout_s: float = 120.0) -> None:
-        """Set the number of workers and wait until so many are ready.
+    def scale(self, model: str, workers: int, timeout_s: float = 120.0, wait: bool = True) -> None:
+        """Set the number of workers and, by default, wait until so many are ready.
 
         Raises:
             NotReady: they were not within `timeout_s`.
         """
-        self._call("management", "PUT", f"/models/{model}?min_worker={workers}&max_worker={workers}")
+        self._manage("PUT", f"{_model_path(model)}?min_worker={workers}&max_worker={workers}")
         deadline = time.monotonic() + timeout_s
-        while (ready := self.ready_workers(model)) != workers:
+        while wait and (ready := self.ready_workers(model)) != workers:
             _wait(
                 deadline, f"{model}: {ready} of {workers} workers ready after {timeout_s:g} s; see logs/model_log.log"
             )
@@ -92,8 +117,8 @@ class TorchServe:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                declared = max(1, self.describe(model)["minWorkers"])
-                ready = self.ready_workers(model)
+                description = self.describe(model)
+                declared, ready = max(1, description["minWorkers"]), count_ready(description)
                 if ready >= declared:
                     return ready
                 awaited = f"{ready} of {declared} workers ready; see logs/model_log.log"
@@ -101,71 +126,81 @@ class TorchServe:
                 awaited = str(error)
             _wait(deadline, f"{model} is not ready after {timeout_s:g} s: {awaited}")
 
-    def _call(
-        self,
-        kind: Literal["inference", "management"],
-        method: str,
-        path: str,
-        data: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> requests.Response:
-        """One call with the token of its kind, renewed once if the server refuses it."""
-        base = self.url if kind == "inference" else self.management_url
-        token = self.keys.token(kind)
-        response = self._send(method, base + path, token, data, headers)
-        if _token_refused(response):
-            self._renew(kind)
-            response = self._send(method, base + path, self.keys.token(kind), data, headers)
-        if response.ok:
-            return response
-        raise self._refusal(response, kind)
+    def register(self, archive: str, workers: int = 1, timeout_s: float = 120.0) -> str:
+        """Register an archive of the server's model store and wait until its workers have loaded it.
 
-    def _renew(self, kind: Literal["inference", "management"]) -> None:
-        """Have the server write a new token into its key file; no effect where the API key is refused as well."""
-        self._send("GET", f"{self.management_url}/token?type={kind}", self.keys.token("API"))
+        Args:
+            archive: `NAME`, `NAME.mar` or a path of that file; the server takes it from its own model store.
+            workers: at least 1, since a model that is registered without any answers nothing.
 
-    def _send(
-        self, method: str, url: str, token: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> requests.Response:
-        try:
-            return self._session.request(
-                method,
-                url,
-                data=data,
-                headers={"Authorization": f"Bearer {token}", **(headers or {})},
-                timeout=self.timeout_s,
-                allow_redirects=False,
-            )
-        except requests.ConnectionError:
-            origin = "{0.scheme}://{0.netloc}".format(urlsplit(url))
-            raise ServerUnreachable(
-                f"no server answers at {origin}: start one with scripts/serve.sh, or name its address with --url"
-            ) from None
-        except requests.Timeout:
-            raise ServerUnreachable(f"no answer from {url} within {self.timeout_s:g} s") from None
+        Returns:
+            What the server says of it.
 
-    def _refusal(self, response: requests.Response, kind: str) -> ClientError:
-        try:
-            body = response.json()
-            name, message = str(body["type"]), str(body["message"])
-        except (ValueError, KeyError, TypeError):
-            name, message = response.reason or "no reason", response.text.strip()[:200] or "(empty answer)"
-        if _token_refused(response):
-            return NotAuthorized(
-                f"the server refuses the {kind} token in {self.keys.path.absolute()}, and its API key did not renew "
-                "it: the file belongs to another server; point --key-file at the one in this server's working directory"
-            )
-        if name in ("ModelNotFoundException", "ModelVersionNotFoundException"):
-            return ModelNotFound(f"{message} (`python -m client models` lists what is served)")
-        return RequestRefused(response.status_code, name, message)
+        Raises:
+            ModelApiOff: the configuration does not allow it.
+            ModelNotFound: the store has no such file.
+        """
+        if workers < 1:
+            raise ValueError(f"workers: expected at least 1, found {workers}")
+        file = Path(archive).name
+        query = {
+            "url": file if file.endswith(".mar") else f"{file}.mar",
+            "initial_workers": workers,
+            "synchronous": "true",
+        }
+        status: str = self._manage("POST", f"/models?{urlencode(query)}", timeout_s).json()["status"]
+        return status
+
+    def unregister(self, model: str, version: str | None = None) -> str:
+        """Remove a model, by default its default version; raises as `register` does."""
+        status: str = self._manage("DELETE", _model_path(model, version)).json()["status"]
+        return status
+
+    def set_default(self, model: str, version: str) -> str:
+        """Answer requests that name no version by this one."""
+        status: str = self._manage("PUT", f"{_model_path(model, version)}/set-default").json()["status"]
+        return status
+
+    def _ask(self, what: str, model: str, version: str | None, image: bytes, accept: str) -> requests.Response:
+        path = f"/{what}" + _model_path(model, version).removeprefix("/models")
+        headers = {"Content-Type": "application/octet-stream", "Accept": accept}
+        return retries.call(
+            lambda: self._connection.call("inference", "POST", path, image, headers),
+            self.retry_s,
+            lambda error, attempts: self._check_worth_waiting(model, error, attempts),
+        )
+
+    def _check_worth_waiting(self, model: str, error: ClientError, attempts: int) -> None:
+        """Raises:
+        NothingListens: no server has been there yet that could be coming back.
+        NoWorkers: TorchServe says the same of a full queue and of a model without workers.
+        """
+        if isinstance(error, NothingListens) and not self._connection.has_answered:
+            raise error
+        if isinstance(error, ServerBusy) and attempts == 1:
+            try:
+                workers = self.describe(model)["workers"]
+            except ClientError:  # who may only predict cannot ask
+                return
+            if not workers:
+                raise NoWorkers(f"{model} has no worker: python -m client scale {model} 1 gives it one")
+
+    def _manage(self, method: str, path: str, timeout_s: float | None = None) -> requests.Response:
+        return self._connection.call("management", method, path, timeout_s=timeout_s)
 
 
-def _token_refused(response: requests.Response) -> bool:
-    """TorchServe answers every token failure with 400 and this type."""
-    return response.status_code == 400 and b"InvalidKeyException" in response.content
+def count_ready(description: dict[str, Any]) -> int:
+    """How many workers of a model's description have loaded it and take requests."""
+    return sum(worker["status"] == "READY" for worker in description["workers"])
 
 
-def _next_port(url: str) -> str:
+def _model_path(model: str, version: str | None = None) -> str:
+    """The path of a model, which may be given as NAME/VERSION too."""
+    return f"/models/{quote(model)}" + (f"/{quote(version, safe='')}" if version else "")
+
+
+def next_port(url: str) -> str:
+    """The address with the port after this one's, where TorchServe has its next API by default."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname}:{(parts.port or 80) + 1}"
 

@@ -1,0 +1,62 @@
+"""Which images a command is to send: files, folders, patterns, and `-` for the one on standard input."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.errors import NoImages
+
+STANDARD_INPUT = "-"
+_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image that is still to be read."""
+
+    name: str
+    """The path as it was given or found, or `-`."""
+
+    def read(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return sys.stdin.buffer.read() if self.name == STANDARD_INPUT else Path(self.name).read_bytes()
+
+
+def expand(paths: Sequence[str]) -> list[Source]:
+    """Every image that `paths` name, each once, in their order; a folder's and a pattern's in the order of names.
+
+    Folders are searched to any depth for files with an image's suffix. A single file is taken whatever its name, and
+    one that does not exist is an error when it is read.
+
+    Raises:
+        NoImages: a folder or a pattern holds none.
+    """
+    return [Source(name) for name in dict.fromkeys(name for path in paths for name in _expand(path))]
+
+
+def _expand(path: str) -> Iterator[str]:
+    if path != STANDARD_INPUT and Path(path).is_dir():
+        yield from _images_below(path)
+    elif path == STANDARD_INPUT or not glob.has_magic(path) or Path(path).exists():
+        yield path
+    else:
+        found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
+        if not found:
+            raise NoImages(f"{path}: no file matches")
+        for name in found:
+            yield from _images_below(name) if Path(name).is_dir() else [name]
+
+
+def _images_below(folder: str) -> list[str]:
+    found = sorted(str(file) for file in Path(folder).rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+    if not found:
+        raise NoImages(f"{folder}: no image in this folder; looked for {', '.join(sorted(_SUFFIXES))}")
+    return found
