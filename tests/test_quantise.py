@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -311,3 +312,15 @@ def test_efficientnet_lite0_agrees_on_photographs(tmp_path: Path) -> None:
         expected = exact(others.float()).argmax(1)
     assert len(others) >= 36
     assert float((answers.argmax(1) == expected).float().mean()) >= 0.85
+
+
+def test_the_archive_script_quantises_first(run: Path, tmp_path: Path) -> None:
+    """`scripts/archive.sh RUN --quantise` measures int8, and archives the run whether it was kept or not."""
+    copied, store = Path(shutil.copytree(run, tmp_path / "digits")), tmp_path / "store"
+    store.mkdir()
+    arguments = [ROOT / "scripts" / "archive.sh", copied, "--quantise", "--model-store", store]
+    finished = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    kept = json.loads((copied / "quantisation.json").read_text())["kept"]
+    with zipfile.ZipFile(store / "digits.mar") as archive:
+        assert ("model.int8.pt" in archive.namelist()) == kept
