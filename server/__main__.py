@@ -1,4 +1,4 @@
-"""Start and stop TorchServe on this machine.
+"""Start and stop TorchServe on this machine, and see what it makes of its configuration.
 
     python -m server start cpu
 
@@ -7,17 +7,24 @@ serves every archive in `model_store/` and returns when all are ready; `scripts/
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from collections.abc import Callable
 from enum import Enum
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ParamSpec
 
 import typer
+from rich.console import Console
 
-from server import launch, processes
+from server import effective, launch, processes, properties, show
 from server.errors import ServerError
+from server.supervise import Supervisor
 
 ROOT = Path(__file__).parent.parent
+P = ParamSpec("P")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -29,27 +36,58 @@ class Device(str, Enum):
     gpu = "gpu"
 
 
+class Format(str, Enum):
+    text = "text"
+    json = "json"
+
+
 @app.callback()
 def main() -> None:
-    """Start and stop TorchServe on this machine."""
+    """Start and stop TorchServe on this machine, and see what it makes of its configuration."""
+
+
+def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Print a ServerError in one line and exit 1."""
+
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ServerError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    return wrapper
 
 
 @app.command(epilog="Example: python -m server start cpu --port 9080 --run-dir /tmp/second")
+@reports_errors
 def start(
     device: Annotated[Device, typer.Argument(help="Which of config/config.*.properties to use.")] = Device.cpu,
     run_dir: RunDir = Path(),
     model_store: Annotated[Path, typer.Option(help="Every archive in it is served.")] = ROOT / "model_store",
     port: Annotated[int | None, typer.Option(min=1024, max=65531, help="First of five ports to use instead.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait for the models, in seconds.")] = 120,
+    log_format: Annotated[Format, typer.Option(help="Lines of text, or an object of JSON a line.")] = Format.text,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, show the logs, and start the server again when it dies.")
+    ] = False,
+    drain_timeout_s: Annotated[
+        float, typer.Option(min=0, max=300, help="With --foreground: how long requests may come after SIGTERM.")
+    ] = 30,
 ) -> None:
     """Serve every archive of a model store, tokens on, and wait until all are ready."""
-    try:
-        server = launch.start(
-            run_dir, model_store, ROOT / "config" / f"config.{device.value}.properties", port, timeout_s
-        )
-    except (ServerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+    config_file = ROOT / "config" / f"config.{device.value}.properties"
+    place = run_dir.resolve()
+    begin = partial(
+        launch.start, place, model_store.resolve(), config_file, port, timeout_s, log_format.value, foreground
+    )
+    if foreground:
+        place.mkdir(parents=True, exist_ok=True)
+        os.chdir(place)  # where it is found by whoever stops the server of this directory
+        Supervisor(begin, place, drain_timeout_s, log_format.value).run()
+        return
+    server = begin()
     for model, workers in server.models.items():
         print(f"ready       {model}, workers: {workers}")
     print(f"inference   {server.inference_url}")
@@ -59,10 +97,31 @@ def start(
 
 
 @app.command(epilog="Example: python -m server stop --run-dir /tmp/second")
+@reports_errors
 def stop(run_dir: RunDir = Path()) -> None:
     """Stop the server that runs in a directory, and no other."""
     pid = processes.stop(run_dir)
     print(f"stopped the server in {run_dir.resolve()}" if pid else f"no server runs in {run_dir.resolve()}")
+
+
+@app.command(epilog="Example: python -m server config config/config.cpu.properties")
+@reports_errors
+def config(
+    file: Annotated[Path, typer.Argument(help="A .properties file.")],
+    model_store: Annotated[Path, typer.Option(help="Whose archives to look at.")] = ROOT / "model_store",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Show what TorchServe makes of a configuration; exits 1 where it would not do what is written."""
+    read = properties.read(file)
+    models = [] if read.refusals else effective.models(read, model_store)
+    if as_json:
+        print(json.dumps(show.document(read, models), indent=1))
+    elif not read.refusals:
+        show.tables(read, models, Console(highlight=False, soft_wrap=True))
+    for refusal in read.refusals:
+        print(f"error: {refusal}", file=sys.stderr)
+    if read.refusals:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

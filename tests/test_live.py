@@ -16,6 +16,7 @@ from client.torchserve import TorchServe
 from server.launch import RunningServer
 from tests.conftest import MODEL, ROOT, free_ports
 from tests.images import BAD, encode, gradient
+from tests.test_live_metrics import reached, settled, totals
 from train import datasets, evaluation, recipe
 
 
@@ -44,21 +45,16 @@ def test_a_dynamic_batch_of_good_and_bad(client: TorchServe, torchserve: Running
             assert refusal.kind in ("InvalidRequest", "ImageTooLarge", "UnsupportedImage")
             return refusal.status, {}
 
-    before = _backend_calls(torchserve)
+    before = totals(settled(torchserve))
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(ask, [body for body, _ in bodies]))
-    batches = _backend_calls(torchserve) - before
+    wanted = {"classifier_requests_total": before["classifier_requests_total"] + len(bodies)}
+    batches = totals(reached(torchserve, wanted))["classifier_batches_total"] - before["classifier_batches_total"]
     assert [status for status, _ in answers] == [status for _, status in bodies]
     for status, answer in answers:
         if status == 200:
             assert answer == pytest.approx(alone, abs=1e-5)
     assert 0 < batches < len(bodies), "TorchServe must really have put requests together"
-
-
-def _backend_calls(torchserve: RunningServer) -> int:
-    """How many batches the workers have been given: each writes one line to the log."""
-    log = torchserve.key_file.parent / "logs" / "model_log.log"
-    return log.read_text().count("Backend received inference")
 
 
 def test_several_files_in_one_request(torchserve: RunningServer, client: TorchServe, digit: bytes) -> None:

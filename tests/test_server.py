@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import socket
+import zipfile
 from pathlib import Path
 
 import psutil
 import pytest
+import ts
 
 from server import launch, processes
 from server.config import ServerConfig
@@ -86,12 +89,94 @@ def test_an_archive_that_cannot_load_fails_the_start_with_its_reason(
 
 
 def test_a_server_that_ends_at_once_says_why(model_store: Path, tmp_path: Path) -> None:
-    """A configuration that TorchServe cannot read ends it; its own last words are passed on."""
+    """A Java that does not come up ends it; its own last words are passed on."""
     config = tmp_path / "broken.properties"
-    config.write_text(CONFIG.read_text() + "job_queue_size=many\n")
+    config.write_text(CONFIG.read_text().replace("vmargs=", "vmargs=-Xmx1k "))
     with pytest.raises(StartFailed, match=r"TorchServe ended: .*console\.log"):
         launch.start(tmp_path, model_store, config, first_port=free_ports())
     assert processes.find(tmp_path) is None
+
+
+def test_a_configuration_that_torchserve_would_swallow_is_refused(model_store: Path, tmp_path: Path) -> None:
+    """A start checks as `server config` does, before anything is made."""
+    config = tmp_path / "swallowed.properties"
+    config.write_text(CONFIG.read_text() + "disable_token_authorisation=false\nasync_loging=true\n")
+    with pytest.raises(ConfigError, match=r"disable_token_authorisation: .* \(and 1 more: python -m server config"):
+        launch.start(tmp_path / "run", model_store, config, first_port=free_ports())
+    assert not (tmp_path / "run").exists()
+
+
+def bytes_a_request(server: RunningServer, digit: bytes) -> float:
+    """By how much the logs grow with each of a hundred requests."""
+    logs = server.key_file.parent / "logs"
+
+    def size() -> int:
+        return sum(file.stat().st_size for file in logs.iterdir())
+
+    client = server.client()
+    client.predict(MODEL, digit)
+    before = size()
+    for _ in range(100):
+        client.predict(MODEL, digit)
+    return (size() - before) / 100
+
+
+def test_requests_leave_no_lines(torchserve: RunningServer, digit: bytes) -> None:
+    """The logs grow by a few bytes a request at most, and still say what a worker does when it loads."""
+    assert bytes_a_request(torchserve, digit) < 20
+    assert "Serving with variant" in (torchserve.key_file.parent / "logs" / "model_log.log").read_text()
+
+
+def test_torchserves_own_settings_leave_lines(
+    model_store: Path, tmp_path: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control: with the settings in its jar the logs grow by kilobytes a request."""
+    [jar] = Path(ts.__file__).parent.glob("frontend/model-server.jar")
+    with zipfile.ZipFile(jar) as archive:
+        monkeypatch.setattr(launch, "LOG_CONFIG", Path(archive.extract("log4j2.xml", tmp_path)))
+    run_dir = tmp_path / "own"
+    try:
+        assert bytes_a_request(launch.start(run_dir, model_store, CONFIG, free_ports()), digit) > 1000
+    finally:
+        processes.stop(run_dir)
+
+
+def test_logs_are_bounded(model_store: Path, tmp_path: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that is full moves to one of five compressed files, and what was in the oldest is gone."""
+    small = tmp_path / "log4j2.xml"
+    settings = launch.LOG_CONFIG.read_text()
+    assert settings.count(">20 MB<") == 1
+    small.write_text(settings.replace(">20 MB<", ">2 KB<"))
+    monkeypatch.setattr(launch, "LOG_CONFIG", small)
+    monkeypatch.setenv("LOG_LEVEL", "debug")
+    run_dir = tmp_path / "run"
+    try:
+        bytes_a_request(launch.start(run_dir, model_store, CONFIG, free_ports()), digit)
+    finally:
+        processes.stop(run_dir)
+    logs = run_dir / "logs"
+    assert {file.name for file in logs.glob("ts_log.*.gz")} == {f"ts_log.{number}.log.gz" for number in range(1, 6)}
+    assert "Loading initial models" not in "".join(
+        gzip.decompress(file.read_bytes()).decode() for file in logs.glob("ts_log.*.gz")
+    )
+    assert (logs / "ts_log.log").stat().st_size < 4096
+
+
+def test_workers_that_outlive_their_server_are_ended(model_store: Path, tmp_path: Path) -> None:
+    """A killed TorchServe leaves a worker that hangs, and its temp folder; stopping its directory ends both."""
+    launch.start(tmp_path, model_store, CONFIG, free_ports())
+    java, workers = processes.find(tmp_path), processes.workers(tmp_path)
+    assert java is not None
+    assert workers
+    for worker in workers:
+        worker.suspend()
+    java.kill()
+    assert processes.wait([java], 10) == []
+    assert processes.temp_dir(tmp_path).exists()
+    assert all(processes.is_alive(worker) for worker in workers)
+    assert processes.stop(tmp_path) is None
+    assert not any(processes.is_alive(worker) for worker in workers)
+    assert not processes.temp_dir(tmp_path).exists()
 
 
 def test_two_servers_side_by_side(torchserve: RunningServer, model_store: Path, tmp_path: Path, digit: bytes) -> None:

@@ -1,0 +1,212 @@
+"""A server in the foreground: it loses no request when it is stopped, comes back when it dies, and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from server import processes
+from server.supervise import MAX_FAILURES
+from tests.conftest import MODEL, ROOT, free_ports
+
+BACK_WITHIN_S = 10.0
+START_TIMEOUT_S = 60.0
+CLIENTS = 6
+
+
+class Supervised:
+    """`python -m server start --foreground` in a directory and on ports of its own."""
+
+    def __init__(self, run_dir: Path, model_store: Path, *options: str) -> None:
+        self.run_dir = run_dir
+        run_dir.mkdir()
+        first = free_ports()
+        self.url = f"http://127.0.0.1:{first}/predictions/{MODEL}"
+        self.output = run_dir / "output.txt"
+        command = [
+            sys.executable, "-m", "server", "start", "cpu", "--foreground", "--port", str(first),
+            "--run-dir", str(run_dir), "--model-store", str(model_store), *options,
+        ]  # fmt: skip
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        self.ready = run_dir / "logs" / "ready"
+
+    def wait(self, condition: Callable[[], object], timeout_s: float = START_TIMEOUT_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, self.output.read_text()
+            threading.Event().wait(0.05)
+
+    def wait_until_ready(self) -> None:
+        self.wait(lambda: self.ready.exists() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.output.read_text()
+
+    def java(self) -> psutil.Process:
+        found = processes.find(self.run_dir)
+        assert found is not None, self.output.read_text()
+        return found
+
+    def is_back(self, earlier: psutil.Process) -> bool:
+        found = processes.find(self.run_dir)
+        return found is not None and found.pid != earlier.pid
+
+    def header(self) -> dict[str, str]:
+        keys = json.loads((self.run_dir / "key_file.json").read_text())
+        return {"Authorization": f"Bearer {keys['inference']['key']}"}
+
+    def load(self, image: bytes, requests_each: int | None, answered: threading.Event) -> list[int]:
+        """One client's statuses, up to the first that is not 200; 0 is a connection that was cut."""
+        statuses: list[int] = []
+        header = self.header()
+        with requests.Session() as session:
+            session.trust_env = False
+            while len(statuses) != requests_each:
+                try:
+                    statuses.append(session.post(self.url, data=image, headers=header, timeout=60).status_code)
+                except requests.ConnectionError:
+                    statuses.append(0)
+                if statuses[-1] != 200:
+                    break
+                if len(statuses) == 5:
+                    answered.set()
+        return statuses
+
+    def leaves_nothing(self) -> bool:
+        left = [processes.find(self.run_dir), processes.find_supervisor(self.run_dir), *processes.workers(self.run_dir)]
+        files = [processes.temp_dir(self.run_dir), self.run_dir / "key_file.json", self.ready]
+        return not any(left) and not any(file.exists() for file in files)
+
+
+@pytest.fixture
+def supervised(model_store: Path, tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
+    """Starts servers of `model_store`, or of a copy of it, which are gone after the test."""
+    started: list[Supervised] = []
+
+    def start(name: str, *options: str, store: Path = model_store) -> Supervised:
+        started.append(Supervised(tmp_path / name, store, *options))
+        started[-1].wait_until_ready()
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+        processes.stop(one.run_dir)
+
+
+def test_stopping_under_load_loses_no_request(supervised: Callable[..., Supervised], digit: bytes) -> None:
+    """SIGTERM while clients still have requests to send: every one is answered, then all is gone."""
+    server = supervised("server", "--drain-timeout-s", "60")
+    answered = threading.Event()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(server.load, digit, 150, answered) for _ in range(CLIENTS)]
+        assert answered.wait(30)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait(lambda: not server.ready.exists(), 5)
+        assert not all(client.done() for client in clients), "there must be requests to lose"
+        statuses = [client.result() for client in clients]
+    assert statuses == [[200] * 150] * CLIENTS
+    assert server.process.wait(60) == 0, server.output.read_text()
+    assert "every request is answered" in server.output.read_text()
+    assert server.leaves_nothing()
+
+
+def test_java_alone_loses_requests_and_comes_back(supervised: Callable[..., Supervised], digit: bytes) -> None:
+    """The negative control: what TorchServe's own SIGTERM cuts. Then SIGKILL: both times it is brought back."""
+    server = supervised("server", "--log-format", "json")
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        java, workers = server.java(), processes.workers(server.run_dir)
+        assert workers
+        answered = threading.Event()
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            clients = [pool.submit(server.load, digit, None, answered) for _ in range(CLIENTS)]
+            assert answered.wait(30)
+            java.send_signal(number)
+            assert 0 in [client.result()[-1] for client in clients]
+        server.wait(lambda java=java: not processes.is_alive(java))
+        server.wait(lambda java=java: server.is_back(java), BACK_WITHIN_S)
+        server.wait_until_ready()
+        assert not any(processes.is_alive(worker) for worker in workers)
+        assert server.load(digit, 1, threading.Event()) == [200]
+    for log in ("ts_log.log", "model_log.log"):
+        lines = (server.run_dir / "logs" / log).read_text().splitlines()
+        assert lines
+        assert all({"time", "level", "logger", "message"} < json.loads(line).keys() for line in lines)
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0, server.output.read_text()
+    assert server.leaves_nothing()
+
+
+def test_endless_load_is_refused_in_order(supervised: Callable[..., Supervised], digit: bytes) -> None:
+    """Where requests go on after the drain time, new ones get 400 and none that was taken is lost."""
+    server = supervised("server", "--drain-timeout-s", "1")
+    answered = threading.Event()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(server.load, digit, None, answered) for _ in range(CLIENTS)]
+        assert answered.wait(30)
+        server.process.send_signal(signal.SIGTERM)
+        statuses = [client.result() for client in clients]
+    assert [(set(each[:-1]), each[-1]) for each in statuses] == [({200}, 400)] * CLIENTS
+    assert server.process.wait(60) == 0, server.output.read_text()
+    assert server.leaves_nothing()
+
+
+def test_a_second_signal_ends_at_once(supervised: Callable[..., Supervised], digit: bytes) -> None:
+    """Whoever cannot wait for the requests sends SIGTERM twice; nothing stays behind then either."""
+    server = supervised("server", "--drain-timeout-s", "300")
+    answered = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        client = pool.submit(server.load, digit, None, answered)
+        assert answered.wait(30)
+        for _ in range(2):
+            server.process.send_signal(signal.SIGTERM)
+            server.wait(lambda: "stopping" in server.output.read_text(), 5)
+        assert server.process.wait(60) == 0
+        assert client.result()[-1] == 0
+    assert "not every request could be answered" in server.output.read_text()
+    assert server.leaves_nothing()
+
+
+def test_it_is_given_up_after_failures_in_a_row(
+    supervised: Callable[..., Supervised], model_store: Path, tmp_path: Path
+) -> None:
+    """A server that cannot come back is not started for ever: the last reason is said, and the exit status is 1."""
+    store = Path(shutil.copytree(model_store, tmp_path / "store"))
+    server = supervised("server", store=store)
+    (store / f"{MODEL}.mar").unlink()
+    server.java().kill()
+    assert server.process.wait(60) == 1
+    assert f"gave up after {MAX_FAILURES} failures in a row, the last: no archive in" in server.output.read_text()
+    assert "Traceback" not in server.output.read_text()
+    assert server.leaves_nothing()
+
+
+def test_two_side_by_side(supervised: Callable[..., Supervised], digit: bytes) -> None:
+    """Two servers in two directories; `server stop` ends one, its watcher included, and the other goes on."""
+    first, second = supervised("first"), supervised("second")
+    again = subprocess.run(
+        [sys.executable, "-m", "server", "start", "--run-dir", str(first.run_dir)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (again.returncode, again.stdout) == (1, "")
+    stop = [sys.executable, "-m", "server", "stop", "--run-dir", str(first.run_dir)]
+    stopped = subprocess.run(stop, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "stopped the server" in stopped.stdout
+    assert first.process.wait(5) == 0
+    assert first.leaves_nothing()
+    assert second.load(digit, 1, threading.Event()) == [200]
+    second.process.send_signal(signal.SIGTERM)
+    assert second.process.wait(60) == 0
+    assert second.leaves_nothing()
