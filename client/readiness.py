@@ -20,9 +20,9 @@ from client.golden import GoldenImage
 from client.torchserve import TorchServe, count_ready
 
 INTERVAL_S = 2.0
-LIMIT_S = 2.5
-"""Together they bound the time after which a dead worker shows: 4.5 s."""
-ANSWER_TIMEOUT_S = 2.2
+LIMIT_S = 2.0
+"""Together they bound the time after which a dead worker shows: 4 s."""
+ANSWER_TIMEOUT_S = 1.8
 """Longest wait for one answer within a check."""
 
 

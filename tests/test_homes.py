@@ -80,7 +80,7 @@ def change_torchscript(run: Path) -> None:
     """Another first layer in `model.pt`."""
     model = torch.jit.load(run / "model.pt")
     with torch.no_grad():
-        next(model.parameters()).mul_(1.05)
+        next(model.parameters()).mul_(1.5)
     model.save(run / "model.pt")
 
 
@@ -88,7 +88,7 @@ def change_exported_program(run: Path) -> None:
     """Another first layer in `model.pt2`."""
     program = torch.export.load(run / "model.pt2")
     with torch.no_grad():
-        program.state_dict["classifier.network.0.weight"].mul_(1.05)
+        program.state_dict["classifier.network.0.weight"].mul_(1.5)
     torch.export.save(program, run / "model.pt2")
 
 
