@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,6 @@ class Variant:
     predict: Predict
     """uint8[N,C,H,W] on the CPU → probabilities float32[N,K] on the CPU."""
     images_per_s: float
-    difference: float
-    """Largest difference of a golden probability from what training measured."""
 
 
 def choose(
@@ -74,12 +73,14 @@ def choose(
             f"precision {precision!r} cannot run here, on {device.type} with what the archive carries: "
             f"set auto or one of {', '.join(loaders)}"
         )
-    chosen = _try("fp32", loaders.pop("fp32"), model_file, decode, class_names)
+    folder = model_file.parent / "golden"
+    images = cache(lambda: decode(golden.images(folder)))  # once for all variants
+    chosen = _try("fp32", loaders.pop("fp32"), folder, images, class_names)
     for name, load in loaders.items():
         if precision not in ("auto", name):
             continue
         try:
-            candidate = _try(name, load, model_file, decode, class_names)
+            candidate = _try(name, load, folder, images, class_names)
         except Exception as error:  # another engine's or precision's failure is a reason to go without it
             if precision == name:
                 raise
@@ -94,31 +95,26 @@ def choose(
 def _try(
     name: str,
     load: Callable[[], Predict],
-    model_file: Path,
-    decode: Callable[[Sequence[bytes]], torch.Tensor],
+    folder: Path,
+    images: Callable[[], torch.Tensor],
     class_names: Sequence[str],
 ) -> Variant:
+    """`images` gives the golden images of `folder`, decoded: uint8[N,C,H,W]."""
     started = time.perf_counter()
     predict = load()
-    images, difference = golden.check(
-        model_file.parent / "golden",
-        lambda encoded: predict(decode(encoded)),
-        class_names,
-        ROUNDING_TOLERANCE.get(name),
-    )
+    count, difference = golden.check(folder, lambda _: predict(images()), class_names, ROUNDING_TOLERANCE.get(name))
     loaded_s = time.perf_counter() - started
-    images_per_s = _images_per_s(predict, decode, model_file.parent / "golden")
+    images_per_s = _images_per_s(predict, images())
     logger.info(
         "Variant %s: golden check passed, %d images, largest difference %.1e; loaded in %.2f s, %.0f images/s",
-        name, images, difference, loaded_s, images_per_s,
+        name, count, difference, loaded_s, images_per_s,
     )  # fmt: skip
-    return Variant(name, predict, images_per_s, difference)
+    return Variant(name, predict, images_per_s)
 
 
-def _images_per_s(predict: Predict, decode: Callable[[Sequence[bytes]], torch.Tensor], folder: Path) -> float:
+def _images_per_s(predict: Predict, images: torch.Tensor) -> float:
     """Median over a few batches, within half a second or so."""
-    encoded = golden.images(folder)
-    batch = decode([encoded[index % len(encoded)] for index in range(_MEASURED_BATCH)])
+    batch = images[torch.arange(_MEASURED_BATCH) % len(images)]
     predict(batch)
     times: list[float] = []
     while len(times) < _ROUNDS and sum(times) < _ROUNDS_S:
