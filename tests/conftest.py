@@ -5,12 +5,14 @@ The server runs on free ports with its own working and temp directory, beside wh
 
 from __future__ import annotations
 
+import json
 import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from rich.console import Console
 
 from archive.build import build
@@ -73,6 +75,15 @@ def torchserve(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture
 def client(torchserve: RunningServer) -> TorchServe:
     return torchserve.client()
+
+
+@pytest.fixture
+def session(torchserve: RunningServer) -> requests.Session:
+    """Plain HTTP with the inference token, as a client of another making would send it."""
+    session = requests.Session()
+    session.trust_env = False
+    session.headers["Authorization"] = "Bearer " + json.loads(torchserve.key_file.read_text())["inference"]["key"]
+    return session
 
 
 @pytest.fixture(scope="session")

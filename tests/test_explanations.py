@@ -32,14 +32,6 @@ def classifier(run: Path) -> ImageClassifier:
     return load(run)
 
 
-@pytest.fixture
-def session(torchserve: RunningServer) -> requests.Session:
-    session = requests.Session()
-    session.trust_env = False
-    session.headers["Authorization"] = "Bearer " + json.loads(torchserve.key_file.read_text())["inference"]["key"]
-    return session
-
-
 def test_attributions_find_the_pixels_that_decide() -> None:
     """A model that looks at one corner alone is explained by that corner, with the sign of its influence."""
 

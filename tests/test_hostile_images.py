@@ -30,7 +30,6 @@ from tests.conftest import MODEL, ROOT
 from tests.images import BAD, GOOD, encode, gradient, png_chunk, png_header
 from tests.worker import ask, load
 
-PHOTO = HandlerSettings(channels=3, resize_size=256, crop_size=224)
 SMALL = HandlerSettings(channels=3, resize_size=32, crop_size=32)
 
 
@@ -239,20 +238,12 @@ def test_a_thousand_batches_with_one_bad_row(run: Path) -> None:
     assert refused == 1000
 
 
-@pytest.fixture
-def post(torchserve: RunningServer) -> requests.Session:
-    session = requests.Session()
-    session.trust_env = False
-    session.headers["Authorization"] = "Bearer " + json.loads(torchserve.key_file.read_text())["inference"]["key"]
-    return session
-
-
 def worker_pids(client: TorchServe) -> list[int]:
     return [worker["pid"] for worker in client.describe(MODEL)["workers"]]
 
 
 def test_a_thousand_bad_requests_among_seven_thousand_good(
-    torchserve: RunningServer, client: TorchServe, post: requests.Session, run: Path
+    torchserve: RunningServer, client: TorchServe, session: requests.Session, run: Path
 ) -> None:
     """Live, where batches form by chance: exactly the bad ones are refused, the others answered to 1e-5."""
     images = [path.read_bytes() for path in sorted((run / "golden").glob("*.png"))]
@@ -267,7 +258,7 @@ def test_a_thousand_bad_requests_among_seven_thousand_good(
 
     def ask_for(request: tuple[bytes, int]) -> int:
         body, code = request
-        answer = post.post(url, data=body, timeout=60)
+        answer = session.post(url, data=body, timeout=60)
         assert answer.status_code == code
         if code == 200:
             assert answer.json() == pytest.approx(expected[body], abs=1e-5)
@@ -281,7 +272,7 @@ def test_a_thousand_bad_requests_among_seven_thousand_good(
 
 
 def test_two_thousand_mutated_images_over_http(
-    torchserve: RunningServer, client: TorchServe, post: requests.Session
+    torchserve: RunningServer, client: TorchServe, session: requests.Session
 ) -> None:
     """No 5xx, no worker death, and the worker's memory stays flat."""
     draw = random.Random(2)
@@ -290,7 +281,7 @@ def test_two_thousand_mutated_images_over_http(
 
     def ask_for(body: bytes) -> int:
         content_type = {"Content-Type": draw.choice(content_types)}
-        return post.post(url, data=body, headers=content_type, timeout=60).status_code
+        return session.post(url, data=body, headers=content_type, timeout=60).status_code
 
     [pid] = worker_pids(client)
     worker = psutil.Process(pid)

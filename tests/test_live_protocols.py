@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,15 +13,6 @@ from client.torchserve import TorchServe
 from server.launch import RunningServer
 from tests.conftest import MODEL
 from tests.images import GOOD
-
-
-@pytest.fixture
-def session(torchserve: RunningServer) -> requests.Session:
-    """Plain HTTP with the inference token, as a client of another making would send it."""
-    session = requests.Session()
-    session.trust_env = False
-    session.headers["Authorization"] = "Bearer " + json.loads(torchserve.key_file.read_text())["inference"]["key"]
-    return session
 
 
 def b64(data: bytes) -> str:
