@@ -131,10 +131,12 @@ def _variant(name: str, known: Reference, _: Path) -> Predict:
     return variants.choose(known.run / SERIALIZED_FILE, device, name, decoded, known.class_names).predict
 
 
-def _int8(known: Reference, scratch: Path) -> Predict:
-    if not (known.run / variants.INT8_FILE).is_file():
-        raise NotHere(f"{known.run} has no {variants.INT8_FILE}: python -m train.quantise writes it")
-    return _variant("int8", known, scratch)
+def _int8(name: str, file: str, known: Reference, scratch: Path) -> Predict:
+    if not (known.run / file).is_file():
+        raise NotHere(
+            f"{known.run} has no {file}: scripts/archive.sh {known.run} --quantise writes it if it deserves it"
+        )
+    return _variant(name, known, scratch)
 
 
 def _exported_program(known: Reference, _: Path) -> Predict:
@@ -153,10 +155,10 @@ def _aotinductor(known: Reference, scratch: Path) -> Predict:
 
 def _onnx(known: Reference, scratch: Path) -> Predict:
     try:
-        export.write_onnx(known, scratch / export.ONNX_FILE)
+        export.write_onnx(known, scratch / variants.ONNX_FILE)
     except ExportRefused as error:
         raise NotHere(str(error)) from None
-    return export.load_onnx(scratch / export.ONNX_FILE)
+    return variants.load_onnx(scratch / variants.ONNX_FILE)
 
 
 def _libtorch(known: Reference, scratch: Path) -> Predict:
@@ -213,9 +215,10 @@ FORMS: dict[str, Load] = {
     "torchscript": _torchscript,
     "frozen": partial(_variant, "fp32"),
     "bf16": partial(_variant, "bf16"),
-    "int8": _int8,
+    "int8": partial(_int8, "int8", variants.INT8_FILE),
     "pt2": _exported_program,
     "aotinductor": _aotinductor,
     "onnx": _onnx,
+    "onnxruntime-int8": partial(_int8, "onnxruntime-int8", variants.INT8_ONNX_FILE),
     "libtorch": _libtorch,
 }

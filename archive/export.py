@@ -28,8 +28,8 @@ from archive.build import check_name
 from archive.errors import ExportRefused
 from archive.members import SERIALIZED_FILE
 from archive.reference import EXPORTED_PROGRAM_FILE, Predict, Reference
+from handler import variants
 
-ONNX_FILE = "model.onnx"
 LABELS_FILE = "index_to_name.json"
 TOLERANCE = 1e-4
 """Largest difference of a golden probability; another runtime's fp32 moves them by about 1e-6."""
@@ -119,16 +119,6 @@ def load_exported_program(path: Path) -> Predict:
     return model
 
 
-def load_onnx(path: Path) -> Predict:
-    """An ONNX file in ONNX Runtime as uint8[N,C,H,W] → float32[N,K]."""
-    import onnxruntime
-
-    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(
-        session.run([preprocessing.OUTPUT], {preprocessing.INPUT: images.contiguous().numpy()})[0]
-    )
-
-
 def prove(known: Reference, predict: Predict, name: str) -> float:
     """The largest difference of a golden probability.
 
@@ -160,8 +150,8 @@ def _exported_program(known: Reference, staging: Path, _: str) -> float:
 
 
 def _onnx(known: Reference, staging: Path, _: str) -> float:
-    write_onnx(known, staging / ONNX_FILE)
-    return prove(known, load_onnx(staging / ONNX_FILE), ONNX_FILE)
+    write_onnx(known, staging / variants.ONNX_FILE)
+    return prove(known, variants.load_onnx(staging / variants.ONNX_FILE), variants.ONNX_FILE)
 
 
 def _triton(known: Reference, staging: Path, name: str) -> float:

@@ -17,7 +17,18 @@ from archive.errors import ExportRefused
 
 FORMATS = ("torchscript", "pt2", "onnx", "triton")
 """What `archive.export` writes."""
-FORMS = ("torchscript", "frozen", "bf16", "int8", "pt2", "aotinductor", "onnx", "libtorch", "torchserve")
+FORMS = (
+    "torchscript",
+    "frozen",
+    "bf16",
+    "int8",
+    "pt2",
+    "aotinductor",
+    "onnx",
+    "onnxruntime-int8",
+    "libtorch",
+    "torchserve",
+)
 """What `archive.compare` loads."""
 
 console = Console(highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ GOLDEN = "golden"
 # What the worker needs beside model and configuration, and what says where the model comes from.
 EXTRA_FILES = ("index_to_name.json", METRICS_FILE, PROVENANCE_FILE, RECIPE_FILE, GOLDEN)
 # Bundled where the run folder has them.
-OPTIONAL_FILES = ("model.int8.pt", "model.onnx", "quantisation.json", "reference.json")
+OPTIONAL_FILES = ("model.int8.pt", "model.onnx", "model.int8.onnx", "quantisation.json", "reference.json")
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 SBOM_FILE = "sbom.cdx.json"

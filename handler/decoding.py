@@ -69,7 +69,8 @@ def open_image(data: bytes | bytearray, settings: HandlerSettings) -> Image.Imag
     image.draft(None, (2 * settings.resize_size, 2 * settings.resize_size))
     try:
         image.load()
-        return _to_mode(_upright(image), settings)
+        _turn_upright(image)
+        return _to_mode(image, settings)
     except Exception as error:  # as above, for pixel data
         raise InvalidRequest(f"the {image.format or 'image'} data is damaged: {error}") from error
 
@@ -115,12 +116,11 @@ def _check_size(image: Image.Image, settings: HandlerSettings) -> None:
         raise ImageTooLarge(f"{width}×{height} is longer than the {settings.max_aspect:g}:1 allowed")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn_upright(image: Image.Image) -> None:
     try:
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     except Exception as error:  # damaged metadata is no reason to refuse good pixels
         logger.debug("EXIF orientation is not applied: %s", error)
-        return image
 
 
 def _to_mode(image: Image.Image, settings: HandlerSettings) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Identity:
         digest = hashlib.sha256(content).hexdigest()[:12]
         return cls(str(context.model_name), str(model.get("modelVersion", "")), digest)
 
-    @property
+    @cached_property
     def headers(self) -> dict[str, str]:
         """What every answer carries."""
         return {"x-model-name": self.name, "x-model-version": self.version, "x-model-digest": self.digest}

@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -86,7 +88,7 @@ class Row:
         except RequestError as refusal:
             return cls([refusal], settings.top_k, refusal=refusal)
 
-    @property
+    @cached_property
     def tensors(self) -> list[torch.Tensor]:
         """The images to classify; none where the whole request is refused."""
         if self.refusal is not None:
@@ -113,7 +115,8 @@ class Row:
             if isinstance(image, RequestError):
                 entries.append(image.body())
             else:
-                entries.append(dict(list(next(remaining).items())[: self.top_k]))
+                answer = next(remaining)
+                entries.append(answer if len(answer) <= self.top_k else dict(islice(answer.items(), self.top_k)))
         if self.protocol == "v1":
             document: Any = {"predictions": entries}
         elif self.protocol == "v2":

@@ -38,7 +38,7 @@ class HandlerSettings(BaseModel):
     """Most images in one request; the rows that share its batch wait for all of them."""
     background: str = "white"
     """What shows through transparent pixels: a colour as CSS names it, such as "black" or "#808080"."""
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "onnxruntime", "openvino"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "onnxruntime", "onnxruntime-int8", "openvino"] = "auto"
     """Which variant of the model is served; `auto` takes the fastest on the machine that passes the golden check."""
     explanation_time_s: float = Field(default=2.0, gt=0)
     """About how long a worker may spend on explaining one image; less time means fewer steps."""

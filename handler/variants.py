@@ -6,6 +6,7 @@
 | `bf16`, `fp16` | the same with weights and activations of 16 bits | `model.pt` | CPU and GPU; GPU |
 | `int8` | quantised | `model.int8.pt` | CPU, where the archive carries the file |
 | `onnxruntime`, `openvino` | another engine | `model.onnx` | CPU, where archive and environment have both |
+| `onnxruntime-int8` | the same, quantised | `model.int8.onnx` | CPU, where archive and environment have both |
 
 A variant is an answer to the golden images first and a speed second.
 """
@@ -28,12 +29,12 @@ from handler import golden
 
 logger = logging.getLogger(__name__)
 
-INT8_FILE, ONNX_FILE = "model.int8.pt", "model.onnx"
+INT8_FILE, ONNX_FILE, INT8_ONNX_FILE = "model.int8.pt", "model.onnx", "model.int8.onnx"
 # A variant must be this much faster than the more exact one before it: below that, noise would decide.
 WORTHWHILE_SPEEDUP = 1.15
 # What a rounded variant may move a golden probability by; the others are held to the archive's own tolerance.
 # OpenVINO rounds to bfloat16 by itself where the processor is faster with it.
-ROUNDING_TOLERANCE = {"bf16": 0.05, "fp16": 0.02, "int8": 0.1, "openvino": 0.05}
+ROUNDING_TOLERANCE = {"bf16": 0.05, "fp16": 0.02, "int8": 0.1, "onnxruntime-int8": 0.1, "openvino": 0.05}
 _MEASURED_BATCH, _ROUNDS, _ROUNDS_S = 8, 5, 0.5
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
@@ -133,11 +134,13 @@ def _loaders(model_file: Path, device: torch.device) -> dict[str, Callable[[], P
     if device.type == "cuda":
         loaders["fp16"] = lambda: _frozen(model_file, device, torch.float16)
         return loaders
-    int8, onnx = model_file.with_name(INT8_FILE), model_file.with_name(ONNX_FILE)
+    int8, onnx, int8_onnx = (model_file.with_name(name) for name in (INT8_FILE, ONNX_FILE, INT8_ONNX_FILE))
     if int8.exists():
         loaders["int8"] = lambda: _quantised(int8)
     if onnx.exists() and find_spec("onnxruntime"):
-        loaders["onnxruntime"] = lambda: _onnxruntime(onnx)
+        loaders["onnxruntime"] = lambda: load_onnx(onnx)
+    if int8_onnx.exists() and find_spec("onnxruntime"):
+        loaders["onnxruntime-int8"] = lambda: load_onnx(int8_onnx)
     if onnx.exists() and find_spec("openvino"):
         loaders["openvino"] = lambda: _openvino(onnx)
     return loaders
@@ -181,7 +184,8 @@ def _quantised(file: Path) -> Predict:
     return predict
 
 
-def _onnxruntime(file: Path) -> Predict:
+def load_onnx(file: Path) -> Predict:
+    """An ONNX file in ONNX Runtime, with as many threads as torch has: uint8[N,C,H,W] → float32[N,K]."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -22,6 +22,7 @@ from rich.console import Console
 from archive import compare, export, homes, preprocessing, reference, triton
 from archive.errors import ExportRefused, IncompleteRun, InvalidName
 from archive.reference import Reference
+from handler import variants
 from handler.decoding import decode
 from handler.settings import HandlerSettings
 from server.launch import RunningServer
@@ -174,7 +175,7 @@ def test_the_docs_commands_run(run: Path, tmp_path: Path) -> None:
 @needs_onnx
 def test_onnx_takes_any_batch(onnx_folder: Path, known: Reference) -> None:
     """What came in a batch of two at export is answered in batches of one to seventeen."""
-    predict = export.load_onnx(onnx_folder / export.ONNX_FILE)
+    predict = variants.load_onnx(onnx_folder / variants.ONNX_FILE)
     images = known.images.repeat(2, 1, 1, 1)
     for count in (1, 2, 5, 17):
         expected = known.probabilities.repeat(2, 1)[:count]
@@ -186,11 +187,11 @@ def test_onnx_tells_nothing_of_the_machine_and_is_the_same_each_time(
     onnx_folder: Path, run: Path, tmp_path: Path
 ) -> None:
     """No path of a source file is in it, and a second export gives the same bytes."""
-    written = (onnx_folder / export.ONNX_FILE).read_bytes()
+    written = (onnx_folder / variants.ONNX_FILE).read_bytes()
     assert b".py" not in written
     assert str(ROOT).encode() not in written
     export.export(run, "onnx", tmp_path, MODEL)
-    assert (tmp_path / export.ONNX_FILE).read_bytes() == written
+    assert (tmp_path / variants.ONNX_FILE).read_bytes() == written
 
 
 @needs_onnx
@@ -206,7 +207,7 @@ def test_triton_is_told_what_the_model_is(repository: Path, known: Reference) ->
     config = text_format.Parse((model / triton.CONFIG_FILE).read_text(), schema.ModelConfig())
     assert (config.name, config.backend, config.max_batch_size) == ("digits", "onnxruntime", 8)
     assert config.dynamic_batching.max_queue_delay_microseconds == 5000
-    session = onnxruntime.InferenceSession(model / triton.VERSION / export.ONNX_FILE)
+    session = onnxruntime.InferenceSession(model / triton.VERSION / variants.ONNX_FILE)
     kinds = {"tensor(uint8)": schema.TYPE_UINT8, "tensor(float)": schema.TYPE_FP32}
     for told, is_so in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):
         assert [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in told] == [
@@ -289,11 +290,23 @@ def test_the_commands_offer_what_there_is() -> None:
 
 def test_every_form_answers_as_measured(copied: Path) -> None:
     """What needs no compiler: PyTorch's forms within rounding of fp32, bf16 and int8 within theirs, and not equal."""
-    assert quantise(copied, min_speedup=0, console=Console(quiet=True))["kept"]
+    assert quantise(copied, min_speedup=0, console=Console(quiet=True))["forms"][variants.INT8_FILE]["kept"]
     found = {home.form: home for home in compare.compare(copied, ["torchscript", "frozen", "bf16", "int8", "pt2"])}
     assert all(home.passed for home in found.values())
     assert all(found[form].difference <= 1e-5 for form in ("torchscript", "frozen", "pt2"))
     assert all(1e-5 < found[form].difference <= 0.05 for form in ("bf16", "int8"))
+
+
+@needs_onnx
+def test_int8_as_onnx_answers_as_measured(copied: Path, onnx_folder: Path) -> None:
+    """What `--quantise` makes of the exported ONNX file, as a worker loads it."""
+    report = quantise(
+        copied, onnx=onnx_folder / variants.ONNX_FILE, min_speedup=0, max_loss_points=1, console=Console(quiet=True)
+    )
+    assert report["forms"][variants.INT8_ONNX_FILE]["kept"], report["forms"]
+    [home] = compare.compare(copied, ["onnxruntime-int8"])
+    assert home.passed
+    assert home.difference is not None and 1e-5 < home.difference <= 0.05
 
 
 def test_what_must_be_compiled_answers_as_measured(run: Path) -> None:
@@ -313,7 +326,7 @@ def test_what_is_not_here_says_why(run: Path, monkeypatch: pytest.MonkeyPatch) -
     forms = ["aotinductor", "libtorch", "int8", "torchserve"]
     found = {home.form: home for home in compare.compare(run, forms)}
     assert found["aotinductor"].not_here == found["libtorch"].not_here == "no C++ compiler no-such-compiler"
-    assert "python -m train.quantise" in found["int8"].not_here
+    assert "--quantise" in found["int8"].not_here
     assert "--url" in found["torchserve"].not_here
     assert all(home.passed for home in found.values())
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from archive.export import export
 from handler import golden
 from handler.settings import HandlerSettings
+from handler.variants import INT8_FILE, INT8_ONNX_FILE
 from tests.conftest import ROOT
 from tests.test_recipes import data_folder
 from train import int8, models, speed
@@ -26,10 +29,11 @@ from train.datasets import LabelledImages
 from train.errors import QuantisationError, RunFolderError
 from train.export import ServedClassifier
 from train.models import Classifier
-from train.quantise import INT8_FILE, REPORT_FILE, quantise
+from train.quantise import REPORT_FILE, quantise
 from train.recipe import ModelSection
 from train.traceable import traceable
 
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 QUIET = Console(quiet=True)
 
 # Knows torch alone: what a worker that is given nothing else would do.
@@ -65,6 +69,12 @@ def random_images(count: int, side: int) -> torch.Tensor:
     return (255 * nn.functional.interpolate(coarse, side, mode="bilinear")).to(torch.uint8)
 
 
+def torchscript(report: dict[str, Any]) -> dict[str, Any]:
+    """What a report tells of int8 as TorchScript."""
+    form: dict[str, Any] = report["forms"][INT8_FILE]
+    return form
+
+
 def change_recipe(run: Path, section: str, **values: Any) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe[section] = {**recipe.get(section, {}), **values}
@@ -73,9 +83,10 @@ def change_recipe(run: Path, section: str, **values: Any) -> None:
 
 def test_a_run_is_quantised_and_answers_alike(copied: Path, tmp_path: Path) -> None:
     """The file works with torch alone, moves no golden probability by more than is reported, and that is little."""
-    report = quantise(copied, min_speedup=0, console=QUIET)
+    written = quantise(copied, min_speedup=0, console=QUIET)
+    assert written == json.loads((copied / REPORT_FILE).read_text())
+    report = torchscript(written)
     assert report["kept"]
-    assert report == json.loads((copied / REPORT_FILE).read_text())
     [attempt] = report["attempts"]
     assert attempt["loss_points"] <= 0.5
     assert attempt["same_answers"] > 0.99
@@ -88,19 +99,19 @@ def test_a_run_is_quantised_and_answers_alike(copied: Path, tmp_path: Path) -> N
     assert difference == pytest.approx(report["golden_max_abs_difference"], abs=1e-6)
     assert 0 < difference < 0.05
     assert [entry["batch_size"] for entry in report["speed"]] == [1, 8]
-    assert report["size_bytes"]["int8"] < 0.5 * report["size_bytes"]["fp32"]
+    assert report["size_bytes"] < 0.5 * written["fp32"]["size_bytes"]
 
 
 def test_ranges_that_no_real_image_has_are_refused(copied: Path) -> None:
     """Calibrated on black images, int8 loses accuracy by the numbers, and a file of an earlier call goes."""
     (copied / INT8_FILE).write_bytes(b"earlier")
     black = torch.zeros(8, 1, 32, 32, dtype=torch.uint8)
-    report = quantise(copied, calibration=black, min_speedup=0, console=QUIET)
+    report = torchscript(quantise(copied, calibration=black, min_speedup=0, console=QUIET))
     assert not report["kept"]
     assert [len(attempt["fp32_layers"]) for attempt in report["attempts"]] == [0, 2, 3, 4]
     assert report["attempts"][0]["loss_points"] > 5
     assert report["reasons"][0].endswith("points of top-1 accuracy, allowed 0.5")
-    assert json.loads((copied / REPORT_FILE).read_text())["kept"] is False
+    assert torchscript(json.loads((copied / REPORT_FILE).read_text()))["kept"] is False
     assert not (copied / INT8_FILE).exists()
 
 
@@ -108,7 +119,7 @@ def test_the_search_ends_when_its_time_is_over(copied: Path) -> None:
     """Without time, one form is tried."""
     black = torch.zeros(8, 1, 32, 32, dtype=torch.uint8)
     report = quantise(copied, calibration=black, min_speedup=0, time_limit_s=0, console=QUIET)
-    assert len(report["attempts"]) == 1
+    assert len(torchscript(report)["attempts"]) == 1
 
 
 def test_the_layer_that_int8_harms_stays_fp32(copied: Path) -> None:
@@ -121,7 +132,7 @@ def test_the_layer_that_int8_harms_stays_fp32(copied: Path) -> None:
     weights["network.0.bias"][0] *= 1000
     weights["network.3.weight"][:, 0] /= 1000
     save_file(weights, copied / "weights.safetensors")
-    report = quantise(copied, min_speedup=0, console=QUIET)
+    report = torchscript(quantise(copied, min_speedup=0, console=QUIET))
     whole, *_, last = report["attempts"]
     assert whole["loss_points"] > 5
     assert report["kept"]
@@ -130,9 +141,49 @@ def test_the_layer_that_int8_harms_stays_fp32(copied: Path) -> None:
     assert last["loss_points"] <= 0.5
 
 
+@pytest.fixture
+def onnx_file(run: Path, tmp_path: Path) -> Path:
+    """The run's model as `python -m archive export` writes it."""
+    for package in ONNX_PACKAGES:
+        pytest.importorskip(package)
+    export(run, "onnx", tmp_path / "onnx", run.name)
+    return tmp_path / "onnx" / "model.onnx"
+
+
+def test_onnx_is_quantised_and_judged_alike(copied: Path, onnx_file: Path) -> None:
+    """Both forms are measured on the same images, each is kept by its own figures, and ONNX Runtime's is small."""
+    report = quantise(copied, onnx=onnx_file, min_speedup=0, max_loss_points=1, console=QUIET)
+    assert list(report["forms"]) == [INT8_FILE, INT8_ONNX_FILE]
+    form = report["forms"][INT8_ONNX_FILE]
+    assert form["kept"], form["reasons"]
+    assert (copied / INT8_ONNX_FILE).stat().st_size == form["size_bytes"] < 0.5 * report["fp32"]["size_bytes"]
+    assert form["attempts"][-1]["same_answers"] > 0.99
+    assert 0 < form["golden_max_abs_difference"] < 0.05
+
+
+def test_onnx_with_ranges_that_no_image_has_is_refused(copied: Path, onnx_file: Path) -> None:
+    """Calibrated on black images it loses accuracy by the numbers, and a file of an earlier call goes."""
+    (copied / INT8_ONNX_FILE).write_bytes(b"earlier")
+    black = torch.zeros(8, 1, 32, 32, dtype=torch.uint8)
+    report = quantise(copied, onnx=onnx_file, calibration=black, min_speedup=0, time_limit_s=0, console=QUIET)
+    form = report["forms"][INT8_ONNX_FILE]
+    assert form["attempts"][0]["loss_points"] > 5
+    assert form["reasons"][0].endswith("points of top-1 accuracy, allowed 0.5")
+    assert not (copied / INT8_ONNX_FILE).exists()
+
+
+def test_what_is_no_onnx_is_refused(copied: Path) -> None:
+    """One line that names the file; nothing is written."""
+    (copied / "not.onnx").write_text("not")
+    refused = command(copied, "--onnx", copied / "not.onnx", "--images", "8")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "not.onnx is no ONNX file" in refused.stderr
+    assert not (copied / REPORT_FILE).exists()
+
+
 def test_what_is_not_faster_is_refused(copied: Path) -> None:
     """A speed that no int8 reaches keeps the run fp32, with the ratio measured."""
-    report = quantise(copied, min_speedup=1000, console=QUIET)
+    report = torchscript(quantise(copied, min_speedup=1000, console=QUIET))
     assert not report["kept"]
     assert report["reasons"] == [
         f"it is {report['speed'][-1]['speedup']:g} times as fast as fp32, needed is more than 1000"
@@ -143,9 +194,9 @@ def test_what_is_not_faster_is_refused(copied: Path) -> None:
 def test_the_recipes_floors_hold_for_int8(copied: Path) -> None:
     """A floor that int8 is below refuses it by name; one that it keeps does not."""
     change_recipe(copied, "floors", acc1=0.9, ece=0.5)
-    assert quantise(copied, min_speedup=0, console=QUIET)["kept"]
+    assert torchscript(quantise(copied, min_speedup=0, console=QUIET))["kept"]
     change_recipe(copied, "floors", acc1=1.0, ece=1e-6)
-    report = quantise(copied, min_speedup=0, time_limit_s=0, console=QUIET)
+    report = torchscript(quantise(copied, min_speedup=0, time_limit_s=0, console=QUIET))
     assert not report["kept"]
     assert report["reasons"][0].startswith("acc1 is 0.99")
     assert report["reasons"][0].endswith("the recipe's floor is 1")
@@ -192,8 +243,8 @@ def test_the_command_prints_the_numbers_either_way(copied: Path, tmp_path: Path)
     assert kept.stdout.splitlines()[-1] == f"wrote {copied / INT8_FILE}; next: scripts/archive.sh {copied}"
     refused = command(copied, "--min-speedup", "1000", "--images", "64", "--json")
     assert refused.returncode == 3
-    assert json.loads(refused.stdout)["kept"] is False
-    assert refused.stderr.startswith("not kept: it is ")
+    assert torchscript(json.loads(refused.stdout))["kept"] is False
+    assert refused.stderr.startswith(f"not kept: {INT8_FILE}: it is ")
     impossible = command(tmp_path / "nowhere")
     assert (impossible.returncode, len(impossible.stderr.splitlines())) == (1, 1)
     assert impossible.stderr.startswith("error: ")
@@ -321,6 +372,10 @@ def test_the_archive_script_quantises_first(run: Path, tmp_path: Path) -> None:
     arguments = [ROOT / "scripts" / "archive.sh", copied, "--quantise", "--model-store", store]
     finished = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    kept = json.loads((copied / "quantisation.json").read_text())["kept"]
+    forms = json.loads((copied / "quantisation.json").read_text())["forms"]
+    assert (INT8_ONNX_FILE in forms) == all(map(find_spec, ONNX_PACKAGES))
     with zipfile.ZipFile(store / "digits.mar") as archive:
-        assert ("model.int8.pt" in archive.namelist()) == kept
+        carried = archive.namelist()
+    assert {name for name in (INT8_FILE, INT8_ONNX_FILE) if name in carried} == {
+        name for name, form in forms.items() if form["kept"]
+    }

@@ -13,15 +13,20 @@ from torch.nn.functional import nll_loss
 
 from handler.settings import HandlerSettings
 from train.datasets import LabelledImages
-from train.export import load_torchscript
+from train.export import Predict, load_torchscript
 
 CALIBRATION_BINS = 15
 _BATCH_SIZE = 64
 
 
-def predict(model_path: Path, images: LabelledImages, settings: HandlerSettings) -> torch.Tensor:
-    """Probabilities float32[N,K] of the exported model at `model_path` for encoded `images`."""
-    model = load_torchscript(model_path)
+def predict(model: Path | Predict, images: LabelledImages, settings: HandlerSettings) -> torch.Tensor:
+    """Probabilities float32[N,K] for encoded `images`.
+
+    Args:
+        model: TorchScript as it was exported, or what it or another form of it was loaded as.
+    """
+    if isinstance(model, Path):
+        model = load_torchscript(model)
     parts = (images.subset(range(i, min(i + _BATCH_SIZE, len(images)))) for i in range(0, len(images), _BATCH_SIZE))
     with torch.inference_mode():
         return torch.cat([model(part.decode(settings)) for part in parts])

@@ -1,4 +1,4 @@
-"""A trained network in int8: weights in 8 bits for each channel, activations in the ranges that real images have shown.
+"""A trained network as TorchScript in int8: weights in 8 bits for each channel, activations in the ranges of images.
 
 On processors with int8 instructions (VNNI on x86) it is two to four times as fast as fp32.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import fx, nn
@@ -19,8 +20,10 @@ from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.observer import ObserverBase
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
+from handler import variants
+from train import speed
 from train.errors import QuantisationError
-from train.export import TORCHSCRIPT_WARNING, ServedClassifier
+from train.export import TORCHSCRIPT_WARNING, Predict, ServedClassifier
 from train.models import Classifier
 from train.traceable import restore_bounds, traceable
 
@@ -79,6 +82,58 @@ def calibrate(classifier: Classifier, images: torch.Tensor, watch: Watch = iter)
 
     graph = traceable(classifier.network, inputs(images[:2]))
     return _fx_graph_mode(graph, inputs(images[:1]), map(inputs, watch(images.split(_BATCH_SIZE))))
+
+
+class TorchScriptInt8:
+    """Makes int8 files of a trained network, as TorchScript; the layers are its modules.
+
+    Args:
+        served: the fp32 classifier as it is exported, on the CPU.
+        calibration: uint8[N,C,H,W], real images.
+        watch: passes the batches on, and may show how far it has got.
+
+    Raises:
+        QuantisationError: the network cannot be quantised.
+    """
+
+    file_name = variants.INT8_FILE
+
+    def __init__(self, served: ServedClassifier, calibration: torch.Tensor, watch: Watch = iter) -> None:
+        self._served, self._example = served, calibration[:2]
+        self._classifier = cast(Classifier, served.classifier)
+        self._calibrated = calibrate(self._classifier, calibration, watch)
+        self.layers = self._calibrated.layers
+
+    def write(self, fp32_layers: Collection[str], file: Path) -> None:
+        """Write the int8 classifier to `file`; the layers that are named stay fp32.
+
+        Raises:
+            QuantisationError: TorchScript cannot hold it.
+        """
+        served = ServedClassifier(self._convert(fp32_layers), self._served.temperature, self._served.average_mirror)
+        write(served.eval(), self._example, file)
+
+    def load(self, file: Path) -> Predict:
+        """As a worker loads it."""
+        with engine():
+            predict = speed.frozen(file)
+
+        def within_engine(images: torch.Tensor) -> torch.Tensor:
+            with engine():
+                return predict(images)
+
+        return within_engine
+
+    def error(self, layer: str, images: torch.Tensor) -> float:
+        """How far the logits of `images` move (sum of squares) when `layer` alone is int8."""
+        alone = self._convert([other for other in self.layers if other != layer])
+        with torch.inference_mode(), engine():
+            return float((alone(images.float()) - self._classifier(images.float())).square().sum())
+
+    def _convert(self, fp32_layers: Collection[str]) -> Classifier:
+        converted = Classifier(self._calibrated.convert(fp32_layers), [0.0], [1.0]).eval()
+        converted.mean, converted.std = self._classifier.mean, self._classifier.std
+        return converted
 
 
 def write(served: ServedClassifier, example: torch.Tensor, path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,17 +17,31 @@ import torch
 from safetensors.torch import load_file
 
 from handler import golden, variants
-from train import datasets, evaluation, int8, models, run_folder
+from train import datasets, evaluation, models, run_folder
 from train.datasets import Dataset, LabelledImages
 from train.errors import QuantisationError, RunFolderError
-from train.export import ServedClassifier, load_torchscript
-from train.int8 import Calibrated
+from train.export import Predict, ServedClassifier, load_torchscript
 from train.models import Classifier
 from train.recipe import Recipe, load
 
 TOLERANCE = 1e-4
 _COMPARED_IMAGES = 16
 _MORE_IN_FP32 = (1 / 4, 1 / 2)
+
+
+class Form(Protocol):
+    """A file format that holds int8, for one trained network: `train.int8`, `train.onnx_int8`."""
+
+    file_name: str
+    """Its place in a run folder."""
+    layers: Sequence[str]
+    """What may be int8, by name, from input to output."""
+
+    def write(self, fp32_layers: Collection[str], file: Path) -> None: ...
+
+    def load(self, file: Path) -> Predict: ...
+
+    def error(self, layer: str, images: torch.Tensor) -> float: ...
 
 
 class Watch(Protocol):
@@ -48,6 +62,11 @@ class Trained:
     probabilities: torch.Tensor
     """What `model.pt` gives for the held-out images: float32[N,K]."""
 
+    @property
+    def served(self) -> ServedClassifier:
+        """The fp32 classifier as `model.pt` holds it."""
+        return ServedClassifier(self.classifier, self.temperature, self.recipe.model.average_mirror).eval()
+
     def measure(self, probabilities: torch.Tensor) -> dict[str, float]:
         """`acc1`, `worst_class` and `ece` of float32[N,K] for the held-out images."""
         measured = evaluation.metrics(
@@ -58,7 +77,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One int8 form and what was measured on it."""
+    """One int8 model and what was measured on it."""
 
     fp32_layers: list[str]
     acc1: float
@@ -110,65 +129,52 @@ def read(run: Path, data_root: Path | None, watch: Watch) -> Trained:
 
 
 def search(
-    trained: Trained, calibrated: Calibrated, file: Path, max_loss_points: float, time_limit_s: float, watch: Watch
+    trained: Trained, form: Form, file: Path, max_loss_points: float, time_limit_s: float, watch: Watch
 ) -> list[Attempt]:
-    """Write int8 forms to `file`, each with less in int8 than the one before, until one breaks no bound.
+    """Write int8 models to `file`, each with less in int8 than the one before, until one breaks no bound.
 
     Args:
         max_loss_points: how much of the top-1 accuracy may be lost, in percentage points.
-        time_limit_s: after it no further form is tried.
+        time_limit_s: after it no further one is tried.
 
     Returns:
         All that were tried; `file` holds the last of them.
     """
     deadline = time.monotonic() + time_limit_s
     attempts: list[Attempt] = []
-    for fp32_layers in _plans(trained, calibrated, deadline, watch):
-        served = ServedClassifier(
-            _wrap(trained, calibrated, fp32_layers), trained.temperature, trained.recipe.model.average_mirror
-        ).eval()
-        int8.write(served, _held_out(trained, 2), file)
-        attempts.append(_measure(trained, fp32_layers, file, max_loss_points, watch))
+    for fp32_layers in _plans(trained, form, deadline, watch):
+        form.write(fp32_layers, file)
+        attempts.append(_measure(trained, fp32_layers, form.load(file), max_loss_points, watch))
         if not attempts[-1].failed or time.monotonic() > deadline:
             break
     return attempts
 
 
-def _plans(trained: Trained, calibrated: Calibrated, deadline: float, watch: Watch) -> Iterator[list[str]]:
+def _plans(trained: Trained, form: Form, deadline: float, watch: Watch) -> Iterator[list[str]]:
     """Which layers stay fp32, fewest first."""
     yield []
-    ends = list(dict.fromkeys((calibrated.layers[0], calibrated.layers[-1])))
+    ends = list(dict.fromkeys((form.layers[0], form.layers[-1])))
     yield ends
-    between = [name for name in calibrated.layers if name not in ends]
-    errors = _layer_errors(trained, calibrated, between, deadline, watch)
+    between = [name for name in form.layers if name not in ends]
+    images = _held_out(trained, _COMPARED_IMAGES)
+    errors: dict[str, float] = {}
+    for name in watch(between, "error of each layer"):
+        if time.monotonic() > deadline:
+            break
+        errors[name] = form.error(name, images)
     worst = sorted(between, key=lambda name: -errors.get(name, 0.0))
     for share in _MORE_IN_FP32:
-        yield ends + worst[: max(1, round(share * len(calibrated.layers)))]
+        yield ends + worst[: max(1, round(share * len(form.layers)))]
 
 
-def _layer_errors(
-    trained: Trained, calibrated: Calibrated, layers: Sequence[str], deadline: float, watch: Watch
-) -> dict[str, float]:
-    """How far the logits of a few images move (sum of squares) when each layer alone is int8; what time allows."""
-    images = _held_out(trained, _COMPARED_IMAGES).float()
-    errors: dict[str, float] = {}
-    with torch.inference_mode(), int8.engine():
-        expected = trained.classifier(images)
-        for name in watch(layers, "error of each layer"):
-            if time.monotonic() > deadline:
-                break
-            alone = _wrap(trained, calibrated, [other for other in calibrated.layers if other != name])
-            errors[name] = float((alone(images) - expected).square().sum())
-    return errors
-
-
-def _measure(trained: Trained, fp32_layers: list[str], file: Path, max_loss_points: float, watch: Watch) -> Attempt:
+def _measure(
+    trained: Trained, fp32_layers: list[str], predict: Predict, max_loss_points: float, watch: Watch
+) -> Attempt:
     answers = golden.images(trained.folder / "golden")
     names = [str(index) for index in range(len(answers))]
     checked = LabelledImages(names, answers, torch.zeros(len(names), dtype=torch.long))
-    with int8.engine():
-        probabilities = _predict(file, trained.data.test, trained.recipe, watch, "int8 answers")
-        moved = evaluation.predict(file, checked, trained.recipe.input)
+    probabilities = _predict(predict, trained.data.test, trained.recipe, watch, "int8 answers")
+    moved = evaluation.predict(predict, checked, trained.recipe.input)
     expected = evaluation.predict(trained.folder / "model.pt", checked, trained.recipe.input)
     measured = trained.measure(probabilities)
     loss_points = 100 * (trained.measure(trained.probabilities)["acc1"] - measured["acc1"])
@@ -196,16 +202,10 @@ def _broken_floors(measured: dict[str, float], recipe: Recipe) -> list[str]:
     return broken
 
 
-def _wrap(trained: Trained, calibrated: Calibrated, fp32_layers: Sequence[str]) -> Classifier:
-    model = trained.recipe.model
-    return Classifier(calibrated.convert(fp32_layers), model.mean, model.std).eval()
-
-
 def _check_rebuilt(trained: Trained) -> None:
     count = min(_COMPARED_IMAGES, len(trained.data.test))
-    served = ServedClassifier(trained.classifier, trained.temperature, trained.recipe.model.average_mirror).eval()
     with torch.inference_mode():
-        difference = float((served(_held_out(trained, count)) - trained.probabilities[:count]).abs().max())
+        difference = float((trained.served(_held_out(trained, count)) - trained.probabilities[:count]).abs().max())
     if not difference <= TOLERANCE:
         raise QuantisationError(
             f"the network rebuilt from {trained.folder} differs from its model.pt by {difference:.1e}: the code of the "
@@ -219,7 +219,9 @@ def _held_out(trained: Trained, count: int) -> torch.Tensor:
     return test.subset(range(min(count, len(test)))).decode(trained.recipe.input)
 
 
-def _predict(file: Path, images: LabelledImages, recipe: Recipe, watch: Watch, description: str) -> torch.Tensor:
+def _predict(
+    model: Path | Predict, images: LabelledImages, recipe: Recipe, watch: Watch, description: str
+) -> torch.Tensor:
     """float32[N,K], part by part so that progress can be shown."""
     parts = [images.subset(range(i, min(i + 512, len(images)))) for i in range(0, len(images), 512)]
-    return torch.cat([evaluation.predict(file, part, recipe.input) for part in watch(parts, description)])
+    return torch.cat([evaluation.predict(model, part, recipe.input) for part in watch(parts, description)])

@@ -3,9 +3,10 @@
     python -m train.quantise runs/NAME
 
 calibrates on some of the run's own training images, measures int8 on its held-out images beside the fp32 model, prints
-both, and writes `runs/NAME/model.int8.pt` if int8 is as accurate and faster here. `quantisation.json` says what was
-measured either way. `scripts/archive.sh runs/NAME` takes the file along; a worker uses it where it is faster and gives
-the golden answers.
+both, and writes `runs/NAME/model.int8.pt` (TorchScript) if int8 is as accurate and faster here. With `--onnx FILE`, the
+run's model as `python -m archive export` wrote it, the same goes for `runs/NAME/model.int8.onnx`. `quantisation.json`
+says what was measured either way. `scripts/archive.sh runs/NAME` takes the files along; a worker uses one where it is
+faster and gives the golden answers.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from rich.table import Table
 
 from handler import golden, runtime
 from handler.decoding import decode
-from handler.variants import INT8_FILE
-from train import int8, quantisation, run_folder, speed
+from handler.variants import INT8_FILE, INT8_ONNX_FILE
+from train import quantisation, run_folder, speed
 from train.errors import TrainingError
-from train.quantisation import Trained, Watch
+from train.int8 import TorchScriptInt8
+from train.onnx_int8 import OnnxInt8
+from train.quantisation import Form, Trained, Watch
 
 REPORT_FILE = "quantisation.json"
 NOT_KEPT = 3
@@ -43,6 +46,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def quantise(
     run: Path,
     *,
+    onnx: Path | None = None,
     data_root: Path | None = None,
     calibration: torch.Tensor | None = None,
     calibration_images: int = 512,
@@ -51,19 +55,20 @@ def quantise(
     time_limit_s: float = 900,
     console: Console,
 ) -> dict[str, Any]:
-    """Write `model.int8.pt` into the run folder `run` if it passes, and `quantisation.json` in any case.
+    """Write an int8 file of each form that passes into the run folder `run`, and `quantisation.json` in any case.
 
     A file of an earlier call that does not pass any more is removed.
 
     Args:
+        onnx: the fp32 model as ONNX, to be quantised as well.
         data_root: where the run's data set lies now, if it was moved.
         calibration: uint8[N,C,H,W] to learn ranges from, instead of `calibration_images` training images.
         max_loss_points: how much top-1 accuracy may be lost, in percentage points.
         min_speedup: int8 must be more than this many times as fast as fp32, on this machine.
-        time_limit_s: after it no further form is tried.
+        time_limit_s: after it nothing further is tried of a form.
 
     Returns:
-        What `quantisation.json` holds; its `kept` says whether there is a `model.int8.pt`.
+        What `quantisation.json` holds; `forms` tells for each file what was measured and whether it was kept.
 
     Raises:
         TrainingError: the run cannot be read again, or its network cannot be quantised.
@@ -75,33 +80,56 @@ def quantise(
         torch.set_num_threads(trained.recipe.training.threads)
     if calibration is None:
         calibration = _calibration_images(trained, calibration_images, watch)
-    calibrated = int8.calibrate(trained.classifier, calibration, partial(watch, description="calibrating"))
-    file = run / f".{INT8_FILE}.partial"
+    calibrating = partial(watch, description="calibrating")
+    forms: list[Form] = [TorchScriptInt8(trained.served, calibration, calibrating)]
+    if onnx is not None:
+        forms.append(OnnxInt8(onnx, calibration, calibrating))
+    files = {form.file_name: run / f".{form.file_name}.partial" for form in forms}
     try:
-        attempts = quantisation.search(trained, calibrated, file, max_loss_points, time_limit_s, watch)
-        speeds = _measure_speed(trained, file)
         report = {
-            "kept": False,
-            "reasons": attempts[-1].failed + _too_slow(speeds[-1], min_speedup),
+            "fp32": {**trained.measure(trained.probabilities), "size_bytes": (run / "model.pt").stat().st_size},
+            "forms": {
+                form.file_name: _judge(
+                    trained, form, files[form.file_name], max_loss_points, min_speedup, time_limit_s, watch
+                )
+                for form in forms
+            },
             "bounds": {"max_loss_points": max_loss_points, "min_speedup": min_speedup},
             "images": {"calibration": len(calibration), "held_out": len(trained.data.test)},
-            "layers": len(calibrated.layers),
-            "fp32": trained.measure(trained.probabilities),
-            "attempts": [asdict(attempt) for attempt in attempts],
-            "golden_max_abs_difference": attempts[-1].golden_max_abs_difference,
-            "speed": speeds,
-            "size_bytes": {"fp32": (run / "model.pt").stat().st_size, "int8": file.stat().st_size},
             "machine": {
                 "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
                 "torch": torch.__version__,
             },
             "duration_s": round(time.monotonic() - started, 1),
         }
-        report["kept"] = not report["reasons"]
-        _put_in_place(run, file, report)
+        _put_in_place(run, files, report)
     finally:
-        file.unlink(missing_ok=True)
+        for file in files.values():
+            file.unlink(missing_ok=True)
     return report
+
+
+def _judge(
+    trained: Trained,
+    form: Form,
+    file: Path,
+    max_loss_points: float,
+    min_speedup: float,
+    time_limit_s: float,
+    watch: Watch,
+) -> dict[str, Any]:
+    attempts = quantisation.search(trained, form, file, max_loss_points, time_limit_s, watch)
+    speeds = _measure_speed(trained, form, file)
+    reasons = attempts[-1].failed + _too_slow(speeds[-1], min_speedup)
+    return {
+        "kept": not reasons,
+        "reasons": reasons,
+        "layers": len(form.layers),
+        "attempts": [asdict(attempt) for attempt in attempts],
+        "golden_max_abs_difference": attempts[-1].golden_max_abs_difference,
+        "speed": speeds,
+        "size_bytes": file.stat().st_size,
+    }
 
 
 def _calibration_images(trained: Trained, count: int, watch: Watch) -> torch.Tensor:
@@ -112,7 +140,7 @@ def _calibration_images(trained: Trained, count: int, watch: Watch) -> torch.Ten
     return torch.cat([part.decode(trained.recipe.input) for part in watch(parts, description="decoding")])
 
 
-def _measure_speed(trained: Trained, file: Path) -> list[dict[str, float]]:
+def _measure_speed(trained: Trained, form: Form, file: Path) -> list[dict[str, float]]:
     """fp32 and int8 for one image and for a full batch, on one thread: several would measure what else runs here."""
     encoded = golden.images(trained.folder / "golden")
     batch_size = trained.recipe.serving.batch_size
@@ -120,9 +148,8 @@ def _measure_speed(trained: Trained, file: Path) -> list[dict[str, float]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with int8.engine():
-            fp32, fast = speed.frozen(trained.folder / "model.pt"), speed.frozen(file)
-            return [speed.compare(fp32, fast, images[:size]) for size in sorted({1, batch_size})]
+        fp32, fast = speed.frozen(trained.folder / "model.pt"), form.load(file)
+        return [speed.compare(fp32, fast, images[:size]) for size in sorted({1, batch_size})]
     finally:
         torch.set_num_threads(threads)
 
@@ -133,13 +160,14 @@ def _too_slow(measured: dict[str, float], min_speedup: float) -> list[str]:
     return [f"it is {measured['speedup']:g} times as fast as fp32, needed is more than {min_speedup:g}"]
 
 
-def _put_in_place(run: Path, file: Path, report: dict[str, Any]) -> None:
+def _put_in_place(run: Path, files: dict[str, Path], report: dict[str, Any]) -> None:
     """The report goes first and comes last, so that none ever speaks of another file."""
     (run / REPORT_FILE).unlink(missing_ok=True)
-    if report["kept"]:
-        file.replace(run / INT8_FILE)
-    else:
-        (run / INT8_FILE).unlink(missing_ok=True)
+    for name in (INT8_FILE, INT8_ONNX_FILE):
+        if name in files and report["forms"][name]["kept"]:
+            files[name].replace(run / name)
+        else:
+            (run / name).unlink(missing_ok=True)
     partial_report = run / f".{REPORT_FILE}.partial"
     run_folder.write_json(partial_report, report)
     partial_report.replace(run / REPORT_FILE)
@@ -150,27 +178,28 @@ def _watch(console: Console, sequence: Sequence[Any], description: str) -> Itera
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """Accuracy of every form that was tried, and speed of the last."""
+    """Accuracy of everything that was tried, and speed of the last of each form."""
     accuracy = Table("", "top-1", "worst class", "ECE", "same answers", "golden moves", box=None, pad_edge=False)
-    fp32 = report["fp32"]
-    accuracy.add_row("fp32", *(f"{fp32[key]:.4f}" for key in ("acc1", "worst_class", "ece")), "", "")
-    for attempt in report["attempts"]:
-        kept = len(attempt["fp32_layers"])
-        accuracy.add_row(
-            "int8" + (f", {kept} of {report['layers']} fp32" if kept else ""),
-            *(f"{attempt[key]:.4f}" for key in ("acc1", "worst_class", "ece", "same_answers")),
-            f"{attempt['golden_max_abs_difference']:.4f}",
-        )
-    times = Table("images/s", "fp32", "int8", "times as fast", box=None, pad_edge=False)
-    for entry in report["speed"]:
-        rates = (f"{entry[key]:,.0f}" for key in ("fp32_images_per_s", "int8_images_per_s"))
-        times.add_row(f"batch {entry['batch_size']}", *rates, f"{entry['speedup']:.2f}")
+    times = Table("images/s", "", "fp32", "int8", "times as fast", box=None, pad_edge=False)
+    accuracy.add_row("fp32", *(f"{report['fp32'][key]:.4f}" for key in ("acc1", "worst_class", "ece")), "", "")
+    for name, form in report["forms"].items():
+        for attempt in form["attempts"]:
+            kept = len(attempt["fp32_layers"])
+            accuracy.add_row(
+                name + (f", {kept} of {form['layers']} fp32" if kept else ""),
+                *(f"{attempt[key]:.4f}" for key in ("acc1", "worst_class", "ece", "same_answers")),
+                f"{attempt['golden_max_abs_difference']:.4f}",
+            )
+        for entry in form["speed"]:
+            rates = (f"{entry[key]:,.0f}" for key in ("fp32_images_per_s", "int8_images_per_s"))
+            times.add_row(name, f"batch {entry['batch_size']}", *rates, f"{entry['speedup']:.2f}")
     return [accuracy, times]
 
 
 @app.command(epilog=f"Example: python -m train.quantise runs/NAME. Exit code {NOT_KEPT}: measured and not kept.")
 def main(
     run: Annotated[Path, typer.Argument(metavar="runs/NAME", help="The run folder that training wrote.")],
+    onnx: Annotated[Path | None, typer.Option(help="The run's model.onnx, to make int8 of it as well.")] = None,
     data: Annotated[Path | None, typer.Option(help="Where the run's images lie now, if not where they were.")] = None,
     images: Annotated[int, typer.Option(min=1, help="How many training images to calibrate on.")] = 512,
     max_loss: Annotated[float, typer.Option(help="Top-1 accuracy that may be lost, in percentage points.")] = 0.5,
@@ -183,6 +212,7 @@ def main(
     try:
         report = quantise(
             run,
+            onnx=onnx,
             data_root=data,
             calibration_images=images,
             max_loss_points=max_loss,
@@ -200,10 +230,14 @@ def main(
         print(json.dumps(report, indent=1))
     else:
         console.print(*tables(report), sep="\n")
-    if not report["kept"]:
-        print(f"not kept: {'; '.join(report['reasons'])}; {run} stays fp32", file=sys.stderr)
+    for name, form in report["forms"].items():
+        if not form["kept"]:
+            print(f"not kept: {name}: {'; '.join(form['reasons'])}", file=sys.stderr)
+    kept = [str(run / name) for name, form in report["forms"].items() if form["kept"]]
+    if not kept:
+        print(f"{run} stays fp32", file=sys.stderr)
         raise typer.Exit(NOT_KEPT)
-    console.print(f"wrote {run / INT8_FILE}; next: scripts/archive.sh {run}")
+    console.print(f"wrote {', '.join(kept)}; next: scripts/archive.sh {run}")
 
 
 if __name__ == "__main__":

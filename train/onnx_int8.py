@@ -1,0 +1,127 @@
+"""An ONNX file in int8, by ONNX Runtime: weights in 8 bits for each channel, activations in the ranges of real images.
+
+The other form of int8, beside `train.int8`: for ONNX Runtime, OpenVINO and whatever else reads quantised ONNX.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from handler import variants
+from train.errors import QuantisationError
+from train.export import Predict
+
+PACKAGES = ("onnx", "onnxruntime")
+_QUANTISED = ("Conv", "Gemm", "MatMul")
+_BATCH_SIZE = 32
+
+Watch = Callable[[Sequence[torch.Tensor]], Iterable[torch.Tensor]]
+
+
+class OnnxInt8:
+    """Makes int8 files of the ONNX file at `path`; the layers are its nodes.
+
+    Args:
+        calibration: uint8[N,C,H,W], real images.
+        watch: passes the batches on, and may show how far it has got.
+
+    Raises:
+        QuantisationError: a package is missing, the file cannot be read, or there is nothing in it to quantise.
+    """
+
+    file_name = variants.INT8_ONNX_FILE
+
+    def __init__(self, path: Path, calibration: torch.Tensor, watch: Watch = iter) -> None:
+        if missing := [package for package in PACKAGES if find_spec(package) is None]:
+            raise QuantisationError(f"int8 as ONNX needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")
+        import onnx
+
+        try:
+            graph = onnx.load(path).graph
+            onnx.checker.check_model(path)
+        except Exception as error:  # the checker and protobuf raise what they like
+            raise QuantisationError(f"{path} is no ONNX file: {_reason(error)}") from None
+        self.layers: Sequence[str] = [node.name for node in graph.node if node.op_type in _QUANTISED]
+        if not self.layers:
+            raise QuantisationError(f"{path} has no convolution or linear layer to quantise")
+        self._path, self._input_name = path, graph.input[0].name
+        self._calibration, self._watch = calibration, watch
+
+    def write(self, fp32_layers: Collection[str], file: Path) -> None:
+        """Write the int8 model to `file`; the layers that are named, and what only moves their numbers, stay fp32.
+
+        Raises:
+            QuantisationError: ONNX Runtime cannot quantise it.
+        """
+        self._quantise(fp32_layers, file, self._watch(self._calibration.split(_BATCH_SIZE)))
+
+    def load(self, file: Path) -> Predict:
+        """As a worker loads it."""
+        return variants.load_onnx(file)
+
+    def error(self, layer: str, images: torch.Tensor) -> float:
+        """How far the log-probabilities of `images` move (sum of squares) when `layer` alone is int8."""
+        with TemporaryDirectory(prefix="onnx-int8-") as scratch:
+            file = Path(scratch, self.file_name)
+            others = [other for other in self.layers if other != layer]
+            self._quantise(others, file, [self._calibration[:_BATCH_SIZE]])
+            return float((self.load(file)(images).log() - self._exact(images).log()).square().sum())
+
+    @cached_property
+    def _exact(self) -> Predict:
+        return self.load(self._path)
+
+    def _quantise(self, fp32_layers: Collection[str], file: Path, batches: Iterable[torch.Tensor]) -> None:
+        from onnxruntime import quantization
+
+        try:
+            with _without_advice():
+                quantization.quantize_static(
+                    self._path,
+                    file,
+                    _Reader(self._input_name, batches),
+                    per_channel=True,
+                    activation_type=quantization.QuantType.QUInt8,
+                    weight_type=quantization.QuantType.QInt8,
+                    nodes_to_exclude=list(fp32_layers),
+                    # The mean of each batch's range, so that one odd image does not widen it for all.
+                    extra_options={"CalibMovingAverage": True},
+                )
+        except Exception as error:  # whatever ONNX Runtime raises for a graph that it does not know
+            raise QuantisationError(f"ONNX Runtime cannot quantise {self._path}: {_reason(error)}") from error
+
+
+class _Reader:
+    """Hands out the batches as ONNX Runtime asks for them: one by one, and then None."""
+
+    def __init__(self, input_name: str, batches: Iterable[torch.Tensor]) -> None:
+        self._input_name, self._batches = input_name, iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {self._input_name: batch.numpy()}
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """ONNX Runtime advises at each call to prepare the file by a tool of its own, which changes nothing here."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
