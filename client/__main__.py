@@ -6,7 +6,6 @@ python -m client predict lenet5-digits digit.png
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -17,10 +16,12 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from client import metrics
+from client import metrics, scaling
 from client.asking import explain, predict
-from client.command_line import AsJson, Model, Timeout, reports_errors, server_of
-from client.errors import TooManyWorkers
+from client.command_line import AsJson, Ceiling, Model, Timeout, reports_errors, server_of
+from client.edge import edge
+from client.measuring import load, tune
+from client.releasing import rollout
 from client.torchserve import INFERENCE_URL, KEY_FILE, TorchServe, next_port
 from client.watching import ready
 
@@ -47,6 +48,10 @@ def connect(
 
 app.command(epilog="Example: python -m client predict lenet5-digits photos/ --output results.jsonl")(predict)
 app.command(epilog="Example: python -m client explain lenet5-digits digit.png --output pictures")(explain)
+app.command(epilog="Example: python -m client edge edge")(edge)
+app.command(epilog="Example: python -m client load lenet5-digits --images runs/lenet5-digits/golden")(load)
+app.command(epilog="Example: python -m client tune lenet5-digits --p99-ms 50 --write runs/lenet5-digits")(tune)
+app.command(epilog="Example: python -m client rollout lenet5-digits lenet5-digits.mar --images photos/")(rollout)
 app.command(epilog="Example: python -m client ready lenet5-digits --golden runs/lenet5-digits/golden")(ready)
 
 
@@ -80,17 +85,13 @@ def scale(
     model: Model,
     workers: Annotated[int, typer.Argument(min=0, help="How many worker processes; 0 stops answering.")],
     wait: Annotated[bool, typer.Option(help="Wait until they are ready.")] = True,
-    ceiling: Annotated[
-        int | None, typer.Option(min=0, help="Most workers that may be asked for; default: this machine's cores.")
-    ] = None,
+    ceiling: Ceiling = None,
     timeout_s: Timeout = 120,
 ) -> None:
     """Set the number of a model's workers and wait until they are ready."""
-    allowed = (os.cpu_count() or 1) if ceiling is None else ceiling
-    if workers > allowed:
-        reason = "this machine has no more cores" if ceiling is None else "the ceiling that was given"
-        raise TooManyWorkers(f"{workers} workers are more than {allowed}, {reason}: --ceiling {workers} allows them")
-    server_of(context).scale(model, workers, timeout_s, wait)
+    server = server_of(context)
+    scaling.check(server, model, workers, ceiling)
+    server.scale(model, workers, timeout_s, wait)
     print(f"{model}: {workers} workers {'ready' if wait else 'asked for'}")
 
 

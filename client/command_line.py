@@ -17,6 +17,12 @@ P = ParamSpec("P")
 Model = Annotated[str, typer.Argument(metavar="NAME", help="A served model: NAME or NAME/VERSION.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Timeout = Annotated[float, typer.Option("--timeout-s", help="Longest wait, in seconds.")]
+Ceiling = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Most workers that may be asked for; default: this machine's cores, and what its memory holds."
+    ),
+]
 
 INTERRUPTED = 130
 

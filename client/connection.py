@@ -81,6 +81,12 @@ class Connection:
             return response
         raise self._refusal(response, api)
 
+    def token(self, api: Api, refused: str | None = None) -> str:
+        """The token of an API as `call` would send it, after a try to replace `refused`."""
+        if refused is not None:
+            self._renew(api, refused)
+        return self._fresh_token(api)
+
     def _fresh_token(self, api: Api) -> str:
         """The token, renewed first where it will soon expire; other threads wait for that."""
         token = self.tokens.token(api)

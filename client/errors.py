@@ -13,6 +13,12 @@ ClientError
 ├── NotReady            the model did not come up in time
 ├── NotAsMeasured       a golden image got another answer than training measured, or there are none to compare with
 ├── TooManyWorkers      more workers were asked for than the ceiling allows
+├── LoadRefused         a load without bounds, or on a host that is not this one
+├── NotTunable          the model's archive or run folder cannot be varied
+├── BoundNotMet         no layout answers within the time that was asked for
+├── RolloutRefused      a new version cannot be rolled out, or was left half way
+├── EdgeUnusable        an edge cannot give a share: no file of its own, or no nginx that runs
+├── PageUnusable        the page cannot be served, or was asked for a file that is not its own
 ├── NoImages            a folder or pattern holds no image
 └── OutputUnusable      the file for the results holds something else
 """
@@ -72,6 +78,30 @@ class NotAsMeasured(ClientError):
 
 
 class TooManyWorkers(ClientError):
+    pass
+
+
+class LoadRefused(ClientError):
+    pass
+
+
+class NotTunable(ClientError):
+    pass
+
+
+class BoundNotMet(ClientError):
+    pass
+
+
+class RolloutRefused(ClientError):
+    pass
+
+
+class EdgeUnusable(ClientError):
+    pass
+
+
+class PageUnusable(ClientError):
     pass
 
 

@@ -56,6 +56,7 @@ class TorchServe:
         self.retry_s = retry_s
         urls: dict[Api, str] = {"inference": self.url, "management": self.management_url}
         self._connection = Connection(urls, Tokens(key_file), timeout_s, connections)
+        self._have_answered: set[str] = set()
 
     def predict(self, model: str, image: bytes, version: str | None = None) -> Prediction:
         """Classify one encoded image: the most probable classes in falling order.
@@ -91,6 +92,11 @@ class TorchServe:
         descriptions: list[dict[str, Any]] = self._manage("GET", _model_path(model, version)).json()
         return descriptions[0]
 
+    def versions(self, model: str) -> list[str]:
+        """The registered versions of a model."""
+        descriptions: list[dict[str, Any]] = self._manage("GET", _model_path(model, "all")).json()
+        return [description["modelVersion"] for description in descriptions]
+
     def ready_workers(self, model: str) -> int:
         """How many workers have loaded the model and take requests."""
         return count_ready(self.describe(model))
@@ -105,7 +111,9 @@ class TorchServe:
         deadline = time.monotonic() + timeout_s
         while wait and (ready := self.ready_workers(model)) != workers:
             _wait(
-                deadline, f"{model}: {ready} of {workers} workers ready after {timeout_s:g} s; see logs/model_log.log"
+                deadline,
+                f"{model}: {ready} of {workers} workers ready after {timeout_s:g} s; see logs/model_log.log. One that "
+                f"TorchServe has given up comes back by scaling to 0 and then to {workers}",
             )
 
     def wait_until_ready(self, model: str, timeout_s: float = 120.0) -> int:
@@ -126,12 +134,16 @@ class TorchServe:
                 awaited = str(error)
             _wait(deadline, f"{model} is not ready after {timeout_s:g} s: {awaited}")
 
-    def register(self, archive: str, workers: int = 1, timeout_s: float = 120.0) -> str:
+    def register(self, archive: str, workers: int = 1, timeout_s: float = 120.0, model: str | None = None) -> str:
         """Register an archive of the server's model store and wait until its workers have loaded it.
+
+        Beside another version of the same model the new one waits until it is named or made the default. One that
+        does not load stays registered without workers.
 
         Args:
             archive: `NAME`, `NAME.mar` or a path of that file; the server takes it from its own model store.
             workers: at least 1, since a model that is registered without any answers nothing.
+            model: name that it is served under; by default the archive's own.
 
         Returns:
             What the server says of it.
@@ -139,6 +151,7 @@ class TorchServe:
         Raises:
             ModelApiOff: the configuration does not allow it.
             ModelNotFound: the store has no such file.
+            RequestRefused: 409 where the model has this version already, 500 where no worker could load it.
         """
         if workers < 1:
             raise ValueError(f"workers: expected at least 1, found {workers}")
@@ -147,6 +160,7 @@ class TorchServe:
             "url": file if file.endswith(".mar") else f"{file}.mar",
             "initial_workers": workers,
             "synchronous": "true",
+            **({} if model is None else {"model_name": model}),
         }
         status: str = self._manage("POST", f"/models?{urlencode(query)}", timeout_s).json()["status"]
         return status
@@ -161,29 +175,53 @@ class TorchServe:
         status: str = self._manage("PUT", f"{_model_path(model, version)}/set-default").json()["status"]
         return status
 
+    def inference_token(self, refused: str | None = None) -> str:
+        """The token for requests that are sent past this object, renewed where it is about to expire.
+
+        Args:
+            refused: one that the server has just refused, and that is to be replaced.
+
+        Raises:
+            NotAuthorized: there is none.
+        """
+        return self._connection.token("inference", refused)
+
     def _ask(self, what: str, model: str, version: str | None, image: bytes, accept: str) -> requests.Response:
         path = f"/{what}" + _model_path(model, version).removeprefix("/models")
+        named = f"{model}/{version}" if version else model
         headers = {"Content-Type": "application/octet-stream", "Accept": accept}
-        return retries.call(
-            lambda: self._connection.call("inference", "POST", path, image, headers),
-            self.retry_s,
-            lambda error, attempts: self._check_worth_waiting(model, error, attempts),
-        )
+        try:
+            answer = retries.call(
+                lambda: self._connection.call("inference", "POST", path, image, headers),
+                self.retry_s,
+                lambda error, attempts: self._check_worth_waiting(named, error, attempts),
+            )
+        except ServerBusy:
+            self._check_has_workers(named)
+            raise
+        self._have_answered.add(named)
+        return answer
 
     def _check_worth_waiting(self, model: str, error: ClientError, attempts: int) -> None:
         """Raises:
         NothingListens: no server has been there yet that could be coming back.
-        NoWorkers: TorchServe says the same of a full queue and of a model without workers.
+        NoWorkers: the model has not answered yet either; one that has is being scaled.
         """
         if isinstance(error, NothingListens) and not self._connection.has_answered:
             raise error
-        if isinstance(error, ServerBusy) and attempts == 1:
-            try:
-                workers = self.describe(model)["workers"]
-            except ClientError:  # who may only predict cannot ask
-                return
-            if not workers:
-                raise NoWorkers(f"{model} has no worker: python -m client scale {model} 1 gives it one")
+        if isinstance(error, ServerBusy) and attempts == 1 and model not in self._have_answered:
+            self._check_has_workers(model)
+
+    def _check_has_workers(self, model: str) -> None:
+        """Raises:
+        NoWorkers: TorchServe says the same of a full queue and of a model without workers.
+        """
+        try:
+            workers = self.describe(model)["workers"]
+        except ClientError:  # who may only predict cannot ask
+            return
+        if not workers:
+            raise NoWorkers(f"{model} has no worker: python -m client scale {model} 1 gives it one")
 
     def _manage(self, method: str, path: str, timeout_s: float | None = None) -> requests.Response:
         return self._connection.call("management", method, path, timeout_s=timeout_s)

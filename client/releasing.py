@@ -1,0 +1,178 @@
+"""The command `rollout`: a new version of a model beside the old one, compared, then promoted or withdrawn."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from client import scaling
+from client.command_line import AsJson, Ceiling, Timeout, complain, reports_errors, server_of
+from client.comparison import Comparison, Limits, Plan, compare
+from client.edge_share import EdgeShare
+from client.errors import RolloutRefused
+from client.inputs import expand
+from client.rollout import Rollout
+
+_ANSWER_TIMEOUT_S = 30.0
+_LEAST_QUIET_S = 1.0
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+@reports_errors
+def rollout(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="NAME", help="A served model.")],
+    archive: Annotated[
+        str | None, typer.Argument(metavar="NEW.mar", help="The new version, in the server's model store.")
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Images to compare on: files, folders or patterns.")
+    ] = None,
+    canary: Annotated[str, typer.Option(metavar="N%", help="Share of them that the new version gets too.")] = "10%",
+    watch: Annotated[str, typer.Option(metavar="TIME", help="How long: 30s, 5m, 1h.")] = "5m",
+    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Images a second that the old version gets.")] = 10,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Of the new version; default: as many as the old one has.")
+    ] = None,
+    ceiling: Ceiling = None,
+    edge: Annotated[
+        Path | None, typer.Option(metavar="canary.conf", help="An edge's: it gives the share of real requests too.")
+    ] = None,
+    max_errors: Annotated[str, typer.Option(metavar="N%", help="Most errors, above the old version's.")] = "0.1%",
+    max_p99_ratio: Annotated[float, typer.Option(min=1, help="Largest p99, times the old version's.")] = 1.5,
+    max_disagreement: Annotated[str, typer.Option(metavar="N%", help="Most images that get another class.")] = "5%",
+    min_compared: Annotated[int, typer.Option(min=1, help="Fewer images are no evidence.")] = 100,
+    abort: Annotated[bool, typer.Option("--abort", help="Remove the share and every version but the default.")] = False,
+    timeout_s: Timeout = 120,
+    as_json: AsJson = False,
+) -> None:
+    """Replace a model's version if a new one answers as well. Exits 1 if it does not, and the old one serves on."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was registered must go then too
+    limits = Limits(_share("--max-errors", max_errors), max_p99_ratio, _share("--max-disagreement", max_disagreement),
+                    min_compared)  # fmt: skip
+    server = server_of(context, timeout_s=_ANSWER_TIMEOUT_S, retry_s=0)
+    edge_share = EdgeShare(edge) if edge else None
+    if abort:
+        _abort(Rollout(server, model, edge_share))
+        return
+    if archive is None or not images:
+        raise RolloutRefused("name the new archive and --images, or --abort to clear away what a killed rollout left")
+    plan = Plan(expand(images), _duration_s(watch), rate, _share("--canary", canary))
+    if plan.compared < min_compared:
+        raise RolloutRefused(
+            f"{plan.compared} images would be compared and {min_compared} are evidence: --watch longer, or give a "
+            "larger --canary or --rate"
+        )
+    this = Rollout(server, model, edge_share)
+    workers = workers or this.old_workers or 1
+    scaling.check(server, model, workers, ceiling, beside=True)
+    try:
+        this.start(archive, workers, timeout_s)
+        comparison, reasons = _decide(this, plan, limits)
+    except (KeyboardInterrupt, OSError):
+        print(f"{archive} was rolled back and {this.old} serves on", file=sys.stderr)
+        raise
+    _show(this, comparison, reasons, as_json)
+    _hint(model, archive, promoted=not reasons)
+    if reasons:
+        complain(f"{model} {this.new} was rolled back and {this.old} serves on: {'; '.join(reasons)}")
+        raise typer.Exit(1)
+
+
+def _decide(this: Rollout, plan: Plan, limits: Limits) -> tuple[Comparison, list[str]]:
+    """Compare, then promote or withdraw; returns the reasons for the latter."""
+    try:
+        if this.edge is not None:
+            this.edge.give(this.model, this.new, plan.share)
+        with _progress(this, plan) as report:
+            comparison = compare(this.server, this.model, (this.old, this.new), plan, limits, report)
+    except BaseException:
+        this.withdraw(_LEAST_QUIET_S)
+        raise
+    reasons = comparison.reasons(limits)
+    finish = this.withdraw if reasons else this.promote
+    finish(max(_LEAST_QUIET_S, comparison.slowest_ms / 1000))
+    return comparison, reasons
+
+
+def _abort(this: Rollout) -> None:
+    removed = this.clear()
+    print(f"{this.model} {this.old} serves on; " + (f"removed {', '.join(removed)}" if removed else "nothing was left"))
+
+
+@contextmanager
+def _progress(this: Rollout, plan: Plan) -> Iterator[Callable[[float, Comparison], None]]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"{this.model} {this.old} → {this.new}", total=plan.watch_s, state="")
+
+        def report(seconds: float, comparison: Comparison) -> None:
+            state = f"{len(comparison.pairs)} compared, {comparison.disagreements} disagree"
+            if comparison.excess > 0:
+                state += f", {comparison.excess} more errors"
+            progress.update(task, completed=min(seconds, plan.watch_s), state=state)
+
+        yield report
+
+
+def _show(this: Rollout, comparison: Comparison, reasons: list[str], as_json: bool) -> None:
+    versions = {this.old: comparison.old, this.new: comparison.new}
+    if as_json:
+        document = {
+            "model": this.model,
+            "old": {"version": this.old, **asdict(comparison.old)},
+            "new": {"version": this.new, **asdict(comparison.new)},
+            "disagreements": comparison.disagreements,
+            "promoted": not reasons,
+            "reasons": reasons,
+        }
+        print(json.dumps(document))
+        return
+    table = Table("version", "images", "errors", "p50 ms", "p99 ms", "other class", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for version, figures in versions.items():
+        times = ("-" if time_ms is None else f"{time_ms:.1f}" for time_ms in (figures.p50_ms, figures.p99_ms))
+        other = str(comparison.disagreements) if version == this.new else ""
+        table.add_row(version, str(figures.images), str(figures.errors), *times, other)
+    Console(highlight=False).print(table)
+    if not reasons:
+        print(f"{this.model} {this.new} was promoted and {this.old} removed")
+
+
+def _hint(model: str, archive: str, promoted: bool) -> None:
+    """A server that starts again takes NAME.mar from its model store, whatever was decided."""
+    is_next = Path(archive).name.removesuffix(".mar") == model
+    if promoted and not is_next:
+        print(f"the server's next start takes {model}.mar: put {archive} in its place", file=sys.stderr)
+    if not promoted and is_next:
+        print(f"the server's next start takes {model}.mar: put the old archive back there", file=sys.stderr)
+
+
+def _share(option: str, text: str) -> float:
+    """`10%` → 0.1."""
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
+    if number is None or float(number[1]) > 100:
+        raise RolloutRefused(f"{option}: expected a percentage such as 10%, found {text!r}")
+    return float(number[1]) / 100
+
+
+def _duration_s(text: str) -> float:
+    """`5m` → 300."""
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if number is None:
+        raise RolloutRefused(f"--watch: expected a time such as 30s, 5m or 1h, found {text!r}")
+    return float(number[1]) * _SECONDS[number[2]]

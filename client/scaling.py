@@ -1,0 +1,87 @@
+"""How many workers this machine has room for: one for each core, and no more than its free memory holds.
+
+A worker's size is measured on those that the model has: TorchServe tells it, up to a minute late, and until then the
+process does. Pages that workers share count for each of them, so the room is rather more than is said.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from client.errors import TooManyWorkers
+from client.torchserve import TorchServe
+
+_WORKER_PROGRAM = "model_service_worker.py"
+
+
+def check(server: TorchServe, model: str, workers: int, ceiling: int | None = None, beside: bool = False) -> None:
+    """Refuse more workers than there is room for.
+
+    A server on another machine has a ceiling only where one is given.
+
+    Args:
+        workers: how many are asked for.
+        ceiling: most that may be, instead of what cores and memory allow.
+        beside: they come beside those that the model has, as another version's do, and not instead of them.
+
+    Raises:
+        TooManyWorkers: with the ceiling, where it is from, and how to go past it.
+    """
+    if ceiling is None and is_here(server.management_url):
+        _check_room(server, model, workers, beside)
+    elif ceiling is not None and workers > ceiling:
+        raise _too_many(workers, ceiling, "the ceiling that was given")
+
+
+def room_in_memory(description: dict[str, Any], available_bytes: float) -> int | None:
+    """How many more workers of the described model fit; None where none of its workers can be measured."""
+    size_bytes = max(map(_memory_bytes, description["workers"]), default=0)
+    return int(available_bytes // size_bytes) if size_bytes else None
+
+
+def is_here(url: str) -> bool:
+    """Whether the address is this machine's own, as far as it tells."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def cores() -> int:
+    """That workers on this machine share, as the handler counts them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_room(server: TorchServe, model: str, workers: int, beside: bool) -> None:
+    if workers > cores():
+        raise _too_many(workers, cores(), "this machine has no more cores")
+    description = server.describe(model)
+    present = 0 if beside else len(description["workers"])
+    available_bytes = psutil.virtual_memory().available
+    room = room_in_memory(description, available_bytes)
+    if room is not None and workers > present and workers - present > room:
+        reason = f"{available_bytes / 1e6:.0f} MB of memory are free and hold {room} more"
+        raise _too_many(workers, present + room, reason)
+
+
+def _too_many(workers: int, allowed: int, reason: str) -> TooManyWorkers:
+    return TooManyWorkers(f"{workers} workers are more than {allowed}, {reason}: --ceiling {workers} allows them")
+
+
+def _memory_bytes(worker: dict[str, Any]) -> int:
+    """Resident memory; 0 where it cannot be told."""
+    if worker["memoryUsage"]:
+        return int(worker["memoryUsage"])
+    try:
+        process = psutil.Process(worker["pid"]) if worker["pid"] > 0 else None
+        if process is None or not any(part.endswith(_WORKER_PROGRAM) for part in process.cmdline()):
+            return 0  # a container's pid, which is somebody else's here
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0

@@ -1,0 +1,209 @@
+"""Which layout of a model answers the most requests while 99 of 100 are answered in time.
+
+    python -m client tune lenet5-digits --p99-ms 50
+
+A layout is a number of workers, a batch size and a batch delay; the threads of a worker follow from the workers, since
+the handler gives each its share of the cores. The search begins with TorchServe's own default and the corners, and then
+goes from the best to its neighbours as long as that helps. In each layout a closed loop asks with 1, 2, 4, ... clients.
+What is chosen has kept the bound again, in fresh workers, in every one of three longer rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from client import layouts
+from client.errors import BoundNotMet, NotReady, RequestRefused
+from client.layouts import Layout
+from client.load import LoadResult, load
+from client.torchserve import TorchServe
+
+DEFAULT_DELAY_MS = 100
+_CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+_DELAYS_MS = (1, 2, 5, 10, 20, 50)
+_MOST_BATCH_SIZE = 64
+_CORNER_BATCH_SIZE, _CORNER_DELAY_MS = 8, 5
+_HEADROOM = 0.8
+_WARM_UP_SHARE = 0.25
+_WORSE_IN_A_ROW = 2
+_ROUNDS, _ROUND_LENGTH = 3, 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One layout under one load."""
+
+    layout: Layout
+    clients: int
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+    failed: int
+
+    def holds(self, bound_ms: float) -> bool:
+        return self.failed == 0 and self.p99_ms <= bound_ms
+
+    def is_safe(self, bound_ms: float) -> bool:
+        """What just keeps the bound once will break it another time."""
+        return self.holds(_HEADROOM * bound_ms)
+
+
+Climb = Callable[[Layout], Measured]
+Again = Callable[[Measured], Measured]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was found."""
+
+    chosen: Measured
+    """The slowest requests/s and the longest p99 of the rounds that it was measured again in."""
+    default: Measured | None
+    """TorchServe's default layout, measured in the same way; None where it did not keep the bound."""
+
+    @property
+    def gain(self) -> float | None:
+        """Requests/s over those of the default layout."""
+        return None if self.default is None else self.chosen.requests_per_s / self.default.requests_per_s
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measures layouts of one model.
+
+    Args:
+        archive: the model's, in the server's own model store.
+        bound_ms: for the 99th percentile.
+        seconds: of one measurement.
+    """
+
+    server: TorchServe
+    model: str
+    archive: Path
+    images: Sequence[bytes]
+    bound_ms: float
+    seconds: float
+
+    def climb(self, layout: Layout) -> Measured:
+        """The load with the most requests/s within the bound or, where none is, the one nearest to it.
+
+        More and more clients ask: enough to fill a batch for every worker, and on until that was no better twice.
+        """
+        levels: list[Measured] = []
+        try:
+            with layouts.registered(self.server, self.model, self.archive, layout) as version:
+                for clients in _CLIENTS:
+                    levels.append(self._measure(layout, version, clients, self.seconds))
+                    worse = len(levels) - 1 - levels.index(max(levels, key=self._rank))
+                    if clients >= layout.workers * layout.batch_size and worse >= _WORSE_IN_A_ROW:
+                        break
+        except (NotReady, RequestRefused):  # so many workers may not fit into memory
+            return Measured(layout, 0, 0.0, math.inf, math.inf, 1)
+        return max(levels, key=self._rank)
+
+    def again(self, best: Measured) -> Measured:
+        """The worst of some longer rounds in workers that have just been started."""
+        with layouts.registered(self.server, self.model, self.archive, best.layout) as version:
+            length_s = _ROUND_LENGTH * self.seconds
+            rounds = [self._measure(best.layout, version, best.clients, length_s) for _ in range(_ROUNDS)]
+        return Measured(
+            best.layout,
+            best.clients,
+            min(each.requests_per_s for each in rounds),
+            max(each.p50_ms for each in rounds),
+            max(each.p99_ms for each in rounds),
+            sum(each.failed for each in rounds),
+        )
+
+    def _rank(self, measured: Measured) -> tuple[float, float]:
+        if measured.is_safe(self.bound_ms):
+            return 1, measured.requests_per_s
+        return 0, -measured.p99_ms
+
+    def _measure(self, layout: Layout, version: str, clients: int, length_s: float) -> Measured:
+        def ask(duration_s: float) -> LoadResult:
+            return load(self.server, version, self.images, clients, duration_s)
+
+        ask(_WARM_UP_SHARE * length_s)
+        result = ask(length_s)
+        # With no good answer there is no percentile.
+        p50_ms, p99_ms = (result.latency_ms(share) if result.latencies_ms else math.inf for share in (0.5, 0.99))
+        return Measured(layout, clients, result.requests_per_s, p50_ms, p99_ms, result.failed)
+
+
+def search(climb: Climb, cores: int, bound_ms: float, most_layouts: int) -> Iterator[Measured]:
+    """The best load of one layout after the other, of at most so many."""
+    found: dict[Layout, Measured] = {}
+    while len(found) < most_layouts:
+        layout = next((layout for layout in _wanted(found, cores, bound_ms) if layout not in found), None)
+        if layout is None:
+            return
+        found[layout] = climb(layout)
+        yield found[layout]
+
+
+def choose(found: Sequence[Measured], again: Again, cores: int, bound_ms: float) -> Tuning:
+    """The layout with the most requests/s that keeps the bound now and when it is measured `again`.
+
+    Raises:
+        BoundNotMet: none does.
+    """
+    safe = sorted((best for best in found if best.is_safe(bound_ms)), key=lambda best: -best.requests_per_s)
+    remeasured: dict[Layout, Measured] = {}
+    for best in safe:
+        remeasured[best.layout] = again(best)
+        if remeasured[best.layout].holds(bound_ms):
+            break
+    for best in safe:
+        if best.layout == default_layout(cores) and best.layout not in remeasured:
+            remeasured[best.layout] = again(best)
+    holding = [measured for measured in remeasured.values() if measured.holds(bound_ms)]
+    if not holding:
+        raise BoundNotMet(_explain(found, remeasured, bound_ms))
+    default = next((measured for measured in holding if measured.layout == default_layout(cores)), None)
+    return Tuning(max(holding, key=lambda measured: measured.requests_per_s), default)
+
+
+def _explain(found: Sequence[Measured], remeasured: Mapping[Layout, Measured], bound_ms: float) -> str:
+    nearest = min(remeasured.values() or found, key=lambda measured: (measured.failed, measured.p99_ms))
+    return (
+        f"no layout keeps a p99 of {bound_ms:g} ms: the nearest was {nearest.p99_ms:.1f} ms with {nearest.clients} "
+        f"clients and {nearest.failed} failed requests; allow more time, or serve a smaller model"
+    )
+
+
+def _wanted(found: Mapping[Layout, Measured], cores: int, bound_ms: float) -> Iterator[Layout]:
+    """Layouts that are worth trying, the most promising first; also such as have been tried."""
+    yield default_layout(cores)
+    yield from corners(cores)
+    safe = [best for best in found.values() if best.is_safe(bound_ms)]
+    if safe:
+        yield from neighbours(max(safe, key=lambda best: best.requests_per_s).layout, cores, bound_ms)
+
+
+def default_layout(cores: int) -> Layout:
+    """TorchServe's own for a model that says nothing: a worker for each core, no batches."""
+    return Layout(cores, 1, DEFAULT_DELAY_MS)
+
+
+def corners(cores: int) -> list[Layout]:
+    """One worker with all cores and a worker for each, with and without batches."""
+    batches = [Layout(workers, _CORNER_BATCH_SIZE, _CORNER_DELAY_MS) for workers in (1, cores)]
+    return [*batches, Layout(1, 1, DEFAULT_DELAY_MS)]
+
+
+def neighbours(layout: Layout, cores: int, bound_ms: float) -> list[Layout]:
+    """Layouts a step away: half and twice the batch, half and twice the workers, the next delays."""
+    workers, batch_size, delay_ms = layout.workers, layout.batch_size, layout.max_batch_delay_ms
+    batched = delay_ms if batch_size > 1 else _CORNER_DELAY_MS
+    near = [Layout(workers, 2 * batch_size, batched)] if batch_size < _MOST_BATCH_SIZE else []
+    if batch_size > 1:
+        near.append(Layout(workers, batch_size // 2, batched if batch_size > 2 else DEFAULT_DELAY_MS))
+        shorter = [delay for delay in _DELAYS_MS if delay < delay_ms]
+        longer = [delay for delay in _DELAYS_MS if delay_ms < delay <= bound_ms / 2]
+        near += [Layout(workers, batch_size, delay) for delay in (*shorter[-1:], *longer[:1])]
+    near += [Layout(count, batch_size, delay_ms) for count in (workers // 2, 2 * workers) if 1 <= count <= cores]
+    return near

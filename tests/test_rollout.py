@@ -1,0 +1,288 @@
+"""A new version beside the old one: promoted if it answers as well, rolled back if not, harmless if it is killed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import pytest
+import requests
+from typer.testing import CliRunner
+
+from client.__main__ import app
+from client.comparison import Answer, Comparison, Limits, Plan
+from client.edge_share import EdgeShare
+from client.errors import EdgeUnusable
+from client.inputs import Source
+from client.nginx import Nginx
+from client.torchserve import TorchServe
+from server import launch, processes
+from server.launch import RunningServer
+from tests.broken import repacked, replaced
+from tests.conftest import CONFIG, MODEL, ROOT, free_ports
+from tests.test_client_live import command, command_line, wait_for
+
+MARK = "MAR-INF/MANIFEST.json"
+VERSIONS = count(2)
+Change = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def store(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model store of a server that lets models be registered."""
+    return Path(shutil.copytree(model_store, tmp_path_factory.mktemp("rollout") / "model_store"))
+
+
+@pytest.fixture(scope="module")
+def rolling(torchserve: RunningServer, store: Path) -> Iterator[RunningServer]:
+    """That server."""
+    run_dir = store.parent
+    config = run_dir / "rolling.properties"
+    config.write_text(CONFIG.read_text() + "enable_model_api=true\n")
+    yield launch.start(run_dir, store, config, first_port=free_ports())
+    processes.stop(run_dir)
+
+
+@pytest.fixture
+def server(rolling: RunningServer) -> Iterator[TorchServe]:
+    """A client of it; before and after a test one version is served."""
+    client = rolling.client()
+    yield client
+    assert command(rolling, "rollout", MODEL, "--abort").returncode == 0
+    assert len(client.versions(MODEL)) == 1
+
+
+def packed(store: Path, folder: Path, change: Change = lambda content: None) -> tuple[str, str]:
+    """File name and version of an archive in the store: the served model in its next version, with a change."""
+    version = f"{next(VERSIONS)}.0"
+
+    def renumber(content: Path) -> None:
+        replaced(content, MARK, '"modelVersion": "1.0"', f'"modelVersion": "{version}"')
+        change(content)
+
+    shutil.copy(repacked(store / f"{MODEL}.mar", folder, renumber), store / f"next-{version}.mar")
+    return f"next-{version}.mar", version
+
+
+def swap_two_labels(content: Path) -> None:
+    """In labels and golden answers alike, so that a worker loads it."""
+    labels = json.loads((content / "index_to_name.json").read_text())
+    golden = json.loads((content / "golden" / "golden.json").read_text())
+    best = Counter(max(range(10), key=row.__getitem__) for row in golden["probabilities"].values())
+    one, other = (index for index, _ in best.most_common(2))
+    labels[str(one)], labels[str(other)] = labels[str(other)], labels[str(one)]
+    golden["class_names"] = [labels[str(index)] for index in range(10)]
+    (content / "index_to_name.json").write_text(json.dumps(labels))
+    (content / "golden" / "golden.json").write_text(json.dumps(golden))
+
+
+def spoil_golden_answers(content: Path) -> None:
+    golden = json.loads((content / "golden" / "golden.json").read_text())
+    golden["probabilities"] = {name: row[::-1] for name, row in golden["probabilities"].items()}
+    (content / "golden" / "golden.json").write_text(json.dumps(golden))
+
+
+def options(run: Path, watch: str) -> list[str]:
+    """Enough evidence within seconds, and a p99 that other work on this machine does not decide."""
+    quick = ["--rate", "20", "--canary", "100%", "--min-compared", "5", "--max-p99-ratio", "100"]
+    return ["--images", str(run / "golden"), "--watch", watch, *quick]
+
+
+def watching(server: TorchServe, version: str) -> bool:
+    """Whether the rollout is past the new version's registration."""
+    if version not in server.versions(MODEL):
+        return False
+    return any(worker["status"] == "READY" for worker in server.describe(MODEL, version)["workers"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_good_version_is_promoted_also_after_a_kill(
+    rolling: RunningServer, server: TorchServe, store: Path, run: Path, digit: bytes, tmp_path: Path, number: int
+) -> None:
+    """Ended while it watches, a rollout leaves the old version serving; the next one promotes, and no request fails."""
+    archive, new = packed(store, tmp_path)
+    old = server.describe(MODEL)["modelVersion"]
+    with subprocess.Popen(
+        command_line(rolling, "rollout", MODEL, archive, *options(run, "10m")), cwd=ROOT, stderr=subprocess.PIPE
+    ) as first:
+        wait_for(lambda: watching(server, new), 120, "the new version")
+        first.send_signal(number)
+        _, complaint = first.communicate(timeout=60)
+    assert server.describe(MODEL)["modelVersion"] == old
+    assert server.versions(MODEL) == ([old, new] if number == signal.SIGKILL else [old])
+    if number != signal.SIGKILL:
+        assert (first.returncode, complaint.splitlines()[-1]) == (130, b"interrupted")
+        assert f"{archive} was rolled back and {old} serves on".encode() in complaint
+        return
+    with ThreadPoolExecutor(1) as pool:
+        again = pool.submit(command, rolling, "rollout", MODEL, archive, *options(run, "8s"), "--json")
+        while not again.done():
+            assert len(server.predict(MODEL, digit)) == 5
+    finished = again.result()
+    assert finished.returncode == 0, finished.stderr
+    assert f"put {archive} in its place" in finished.stderr
+    document = json.loads(finished.stdout)
+    assert (document["promoted"], document["disagreements"], document["new"]["errors"]) == (True, 0, 0)
+    assert document["new"]["images"] == document["old"]["images"] >= 5
+    assert server.versions(MODEL) == [new]
+    refused = command(rolling, "rollout", MODEL, archive, *options(run, "4s"))
+    assert f"serves {new} by default already" in refused.stderr
+    assert server.versions(MODEL) == [new]
+
+
+def test_a_version_that_answers_otherwise_is_rolled_back(
+    rolling: RunningServer, server: TorchServe, store: Path, run: Path, tmp_path: Path
+) -> None:
+    """Two labels swapped: before the time is over it is removed, the reason is said and the exit status is 1."""
+    archive, new = packed(store, tmp_path, swap_two_labels)
+    old = server.describe(MODEL)["modelVersion"]
+    finished = command(rolling, "rollout", MODEL, archive, *options(run, "30s"), "--max-disagreement", "1%")
+    assert finished.returncode == 1
+    assert re.search(rf"error: {MODEL} {new} was rolled back and {old} serves on: .*another class for", finished.stderr)
+    assert re.search(rf"^ *{re.escape(new)} +\d+ +0 +[\d.]+ +[\d.]+ +\d+ *$", finished.stdout, flags=re.MULTILINE)
+    assert server.versions(MODEL) == [old]
+
+
+def test_a_version_that_does_not_load_is_removed(
+    rolling: RunningServer, server: TorchServe, store: Path, run: Path, tmp_path: Path
+) -> None:
+    """Its golden answers are others: the worker refuses, and the old version was never touched."""
+    archive, _ = packed(store, tmp_path, spoil_golden_answers)
+    old = server.describe(MODEL)
+    finished = command(rolling, "rollout", MODEL, archive, *options(run, "10s"))
+    assert finished.returncode == 1
+    assert re.fullmatch(rf"error: {archive} does not load .*; {old['modelVersion']} serves on: .*\n", finished.stderr)
+    assert [worker["pid"] for worker in server.describe(MODEL)["workers"]] == [old["workers"][0]["pid"]]
+    assert server.versions(MODEL) == [old["modelVersion"]]
+
+
+GOOD, OTHER, SLOW = Answer("7", 10.0), Answer("1", 10.0), Answer("7", 40.0)
+FAILED = Answer(None, 10.0, "500 InternalServerException: Worker died.")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "reason"),
+    [
+        ([(GOOD, GOOD)] * 100, None),
+        ([(GOOD, GOOD)] * 99, "only 99 images to compare, 100 are evidence"),
+        ([(FAILED, FAILED)] * 100, "only 0 images"),
+        ([(FAILED, FAILED), *[(GOOD, GOOD)] * 100], None),
+        ([(GOOD, FAILED), *[(GOOD, GOOD)] * 99], "1 errors against 0 in 100 images (500 InternalServerException"),
+        ([(FAILED, GOOD), *[(GOOD, GOOD)] * 100], None),
+        ([*[(GOOD, OTHER)] * 5, *[(GOOD, GOOD)] * 95], None),
+        ([*[(GOOD, OTHER)] * 6, *[(GOOD, GOOD)] * 94], "another class for 6.0 % of the images"),
+        ([(GOOD, SLOW), *[(GOOD, GOOD)] * 99], None),
+        ([*[(GOOD, SLOW)] * 2, *[(GOOD, GOOD)] * 98], "p99 40.0 ms against 10.0, 20.0 are allowed"),
+        ([*[(GOOD, Answer("7", 19.0))] * 2, *[(GOOD, GOOD)] * 98], None),
+    ],
+)
+def test_each_limit_is_kept(pairs: list[tuple[Answer, Answer]], reason: str | None) -> None:
+    """Errors, classes, p99 and evidence: at the limit it may stay, one more and it goes with a reason."""
+    comparison = compared(pairs)
+    reasons = comparison.reasons(Limits())
+    assert bool(reasons) == (reason is not None)
+    assert reason is None or reason in reasons[0]
+
+
+def test_a_rollout_is_lost_when_nothing_can_save_it() -> None:
+    """Not while the images to come could still make up for it."""
+    limits = Limits(errors=0.02)
+    for pair in ((GOOD, FAILED), (GOOD, OTHER)):
+        most = 2 if pair[1] is FAILED else 5
+        assert not compared([pair] * most).is_lost(limits)
+        assert compared([pair] * (most + 1)).is_lost(limits)
+    assert not compared([(FAILED, FAILED)] * 50).is_lost(limits)
+
+
+def compared(pairs: list[tuple[Answer, Answer]]) -> Comparison:
+    comparison = Comparison(planned=100)
+    for pair in pairs:
+        comparison.add(*pair)
+    return comparison
+
+
+def test_a_plan_sends_the_new_version_its_share() -> None:
+    """All images equally often, exactly the share of them twice, in an order that the seed repeats."""
+    images = [Source(f"{number}.png") for number in range(7)]
+    plan = Plan(images, watch_s=10, rate=14, share=0.25)
+    turns = plan.turns()
+    assert turns == plan.turns()
+    assert turns != Plan(images, watch_s=10, rate=14, share=0.25, seed=1).turns()
+    assert Counter(source.name for source, _ in turns) == {source.name: 20 for source in images}
+    assert sum(twice for _, twice in turns) == plan.compared == 35
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "name the new archive and --images"),
+        (["new.mar"], "name the new archive and --images"),
+        (["new.mar", "--images", "{folder}", "--canary", "10"], "--canary: expected a percentage such as 10%"),
+        (["new.mar", "--images", "{folder}", "--watch", "5"], "--watch: expected a time such as 30s, 5m or 1h"),
+        (["new.mar", "--images", "{folder}", "--watch", "5s"], "5 images would be compared and 100 are evidence"),
+        (["new.mar", "--images", "{folder}", "--edge", "{folder}/nowhere"], "is not the canary.conf of an edge"),
+    ],
+)
+def test_what_cannot_be_rolled_out_is_said_first(run: Path, arguments: list[str], complaint: str) -> None:
+    """Before any server is asked, in one line."""
+    folder = str(run / "golden")
+    filled = [argument.replace("{folder}", folder) for argument in arguments]
+    refused = CliRunner().invoke(app, ["--url", "http://127.0.0.1:9", "rollout", MODEL, *filled])
+    assert refused.exit_code == 1
+    assert re.fullmatch(rf"error: .*{re.escape(complaint)}.*\n", refused.stderr)
+
+
+NGINX = """
+pid run/nginx.pid;
+error_log logs/error.log;
+events {}
+http {
+    access_log off;
+    include canary.conf;
+    server {
+        listen 127.0.0.1:PORT;
+        location / { return 200 "$canary_model $canary_version"; }
+    }
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="the program nginx is not installed")
+def test_an_edge_gives_the_share_and_takes_it_back(tmp_path: Path) -> None:
+    """A real nginx sends about the share to the new version, then none; a name that is configuration is refused."""
+    port = free_ports()
+    file = tmp_path / "canary.conf"
+    file.write_text('map "" $canary_model { default ""; }\nmap "" $canary_version { default ""; }\n')
+    (tmp_path / "nginx.conf").write_text(NGINX.replace("PORT", str(port)))
+    with pytest.raises(EdgeUnusable, match="python -m client edge"):
+        EdgeShare(file)
+    nginx = Nginx(tmp_path)
+    nginx.start()
+    try:
+        edge = EdgeShare(file)
+        edge.give(MODEL, "2.0", 0.25)
+        shares = asked(port)
+        assert set(shares) == {f"{MODEL} 2.0", f"{MODEL} "}
+        assert 60 < shares[f"{MODEL} 2.0"] < 140
+        with pytest.raises(EdgeUnusable):
+            edge.give(MODEL, '2.0"; } evil', 0.25)
+        edge.withdraw()
+        assert set(asked(port)) == {" "}
+        assert sorted(path.name for path in tmp_path.glob("*.conf*")) == ["canary.conf", "nginx.conf"]
+    finally:
+        nginx.stop()
+
+
+def asked(port: int) -> Counter[str]:
+    """What 400 requests were told."""
+    with requests.Session() as session:
+        session.trust_env = False
+        return Counter(session.get(f"http://127.0.0.1:{port}/", timeout=10).text for _ in range(400))
