@@ -64,6 +64,7 @@ class Supervisor:
         """
         for number in _SIGNALS:
             signal.signal(number, _raise_stop)
+        self.ready_file.unlink(missing_ok=True)  # of a supervisor that was killed
         try:
             self._serve()
         except _Stop:
