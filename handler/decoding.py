@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from handler.errors import ImageTooLarge, InvalidRequest, RequestError, UnsupportedImage
 from handler.settings import HandlerSettings
@@ -26,7 +27,7 @@ FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 PngImagePlugin.MAX_TEXT_MEMORY = 8 << 20
 # Progressive JPEGs have about ten; every further one costs a pass over all pixels and may be two bytes long.
 _MOST_JPEG_SCANS = 100
-_START_OF_SCAN = b"\xff\xda"
+_SOS = b"\xff\xda"
 # `_check_size` decides, by the settings.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -63,7 +64,7 @@ def open_image(data: bytes | bytearray, settings: HandlerSettings) -> Image.Imag
     except Exception as error:  # Pillow's parsers raise anything from struct.error to KeyError on hostile headers.
         raise InvalidRequest(f"the image header cannot be read: {error}") from error
     _check_size(image, settings)
-    if image.format == "JPEG" and data.count(_START_OF_SCAN) > _MOST_JPEG_SCANS:
+    if isinstance(image, JpegImageFile) and _may_have_many_scans(image, data) and data.count(_SOS) > _MOST_JPEG_SCANS:
         raise InvalidRequest(f"the JPEG has more than {_MOST_JPEG_SCANS} scans")
     # Twice the target keeps the difference from a full decode below what changes a prediction.
     image.draft(None, (2 * settings.resize_size, 2 * settings.resize_size))
@@ -106,6 +107,18 @@ def _unidentified(data: bytes | bytearray) -> RequestError:
         if accepts is not None and accepts(bytes(data[:16])) is True:
             return InvalidRequest(f"the {name} header is damaged, or the image has no pixels")
     return UnsupportedImage(f"not an image in a format that is taken ({', '.join(FORMATS)})")
+
+
+def _may_have_many_scans(image: JpegImageFile, data: bytes | bytearray) -> bool:
+    """Whether libjpeg would read more than one scan: of a progressive JPEG, or where the first lacks a component.
+
+    Pillow has just read the first scan's header. Its start is looked for where that of a scan with every component
+    begins; with up to three no shorter header can pretend to be one. Looking for all scans costs 5 % of decoding.
+    """
+    components = image.layers
+    complete = _SOS + bytes([0, 6 + 2 * components, components])
+    start = image.fp.tell() - 8 - 2 * components if image.fp else 0
+    return components > 3 or "progressive" in image.info or not data.startswith(complete, max(start, 0))
 
 
 def _check_size(image: Image.Image, settings: HandlerSettings) -> None:

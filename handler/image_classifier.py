@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from ts.torch_handler.base_handler import BaseHandler
 
-from handler import early_answers, explanation, runtime, variants
+from handler import early_answers, explanation, golden, runtime, variants
 from handler.decoding import FORMATS, decode
 from handler.errors import RequestError
 from handler.identity import Identity
@@ -43,16 +43,30 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         config = context.model_yaml_config
         self.settings = HandlerSettings.parse(config.get("handler"), "model-config.yaml, section handler")
         on_gpu = context.system_properties.get("gpu_id") is not None
-        threads = runtime.share_cores(config.get("maxWorkers") or (torch.cuda.device_count() if on_gpu else None))
+        decoders = runtime.share_cores(config.get("maxWorkers") or (torch.cuda.device_count() if on_gpu else None))
         super().initialize(context)
         self.class_names = _class_names(self.mapping)
         self.identity = Identity.of(context)
-        # Decoding releases Python's lock, so it may use this worker's share of the cores as well.
-        self.map: Callable[..., Any] = ThreadPoolExecutor(threads).map if threads > 1 else map
+        self.map: Callable[..., Any] = map
         model_file = Path(context.system_properties["model_dir"]) / self.manifest["model"]["serializedFile"]
         self.variant = variants.choose(model_file, self.device, self.settings.precision, self.decode, self.class_names)
+        self.map = self._fastest_map(decoders, golden.images(model_file.parent / "golden"))
         self.metrics = Metrics.of_worker(context, self.identity, self.class_names, self.variant.name)
-        logger.info("%d classes, device %s, %d threads", len(self.class_names), self.device, threads)
+        logger.info(
+            "%d classes, device %s, %d threads, decoding by %s",
+            len(self.class_names), self.device, torch.get_num_threads(), "one" if self.map is map else decoders,
+        )  # fmt: skip
+
+    def _fastest_map(self, decoders: int, images: list[bytes]) -> Callable[..., Any]:
+        """Decoding releases Python's lock, so threads share it out, unless images are so small that this costs more."""
+        if decoders == 1:
+            return map
+
+        def decode_all(each: Callable[..., Any]) -> float:
+            return runtime.median_seconds(lambda: list(each(lambda image: decode(image, self.settings), images)))
+
+        together = ThreadPoolExecutor(decoders, thread_name_prefix="decode").map
+        return together if runtime.is_worthwhile(decode_all(map), decode_all(together)) else map
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch: one body and one status for each row, in order."""

@@ -14,7 +14,6 @@ A variant is an answer to the golden images first and a speed second.
 from __future__ import annotations
 
 import logging
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,17 +24,15 @@ from typing import Any
 
 import torch
 
-from handler import golden
+from handler import golden, runtime
 
 logger = logging.getLogger(__name__)
 
 INT8_FILE, ONNX_FILE, INT8_ONNX_FILE = "model.int8.pt", "model.onnx", "model.int8.onnx"
-# A variant must be this much faster than the more exact one before it: below that, noise would decide.
-WORTHWHILE_SPEEDUP = 1.15
 # What a rounded variant may move a golden probability by; the others are held to the archive's own tolerance.
 # OpenVINO rounds to bfloat16 by itself where the processor is faster with it.
 ROUNDING_TOLERANCE = {"bf16": 0.05, "fp16": 0.02, "int8": 0.1, "onnxruntime-int8": 0.1, "openvino": 0.05}
-_MEASURED_BATCH, _ROUNDS, _ROUNDS_S = 8, 5, 0.5
+_MEASURED_BATCH = 8
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
@@ -47,7 +44,8 @@ class Variant:
     name: str
     predict: Predict
     """uint8[N,C,H,W] on the CPU → probabilities float32[N,K] on the CPU."""
-    images_per_s: float
+    batch_s: float
+    """For a batch of eight."""
 
 
 def choose(
@@ -76,7 +74,7 @@ def choose(
         )
     folder = model_file.parent / "golden"
     images = cache(lambda: decode(golden.images(folder)))  # once for all variants
-    chosen = _try("fp32", loaders.pop("fp32"), folder, images, class_names)
+    chosen = _try("fp32", loaders.pop("fp32"), folder, images, class_names, settle_threads=device.type == "cpu")
     for name, load in loaders.items():
         if precision not in ("auto", name):
             continue
@@ -87,7 +85,7 @@ def choose(
                 raise
             logger.warning("Variant %s is not used: %s", name, error)
             continue
-        if precision == name or candidate.images_per_s > WORTHWHILE_SPEEDUP * chosen.images_per_s:
+        if precision == name or runtime.is_worthwhile(chosen.batch_s, candidate.batch_s):
             chosen = candidate
     logger.info("Serving with variant %s (precision: %s)", chosen.name, precision)
     return chosen
@@ -99,30 +97,22 @@ def _try(
     folder: Path,
     images: Callable[[], torch.Tensor],
     class_names: Sequence[str],
+    settle_threads: bool = False,
 ) -> Variant:
     """`images` gives the golden images of `folder`, decoded: uint8[N,C,H,W]."""
     started = time.perf_counter()
     predict = load()
     count, difference = golden.check(folder, lambda _: predict(images()), class_names, ROUNDING_TOLERANCE.get(name))
     loaded_s = time.perf_counter() - started
-    images_per_s = _images_per_s(predict, images())
+    batch = images()[torch.arange(_MEASURED_BATCH) % len(images())]
+    if settle_threads:
+        runtime.settle_threads(lambda: predict(batch))
+    batch_s = runtime.median_seconds(lambda: predict(batch))
     logger.info(
         "Variant %s: golden check passed, %d images, largest difference %.1e; loaded in %.2f s, %.0f images/s",
-        name, count, difference, loaded_s, images_per_s,
+        name, count, difference, loaded_s, len(batch) / batch_s,
     )  # fmt: skip
-    return Variant(name, predict, images_per_s)
-
-
-def _images_per_s(predict: Predict, images: torch.Tensor) -> float:
-    """Median over a few batches, within half a second or so."""
-    batch = images[torch.arange(_MEASURED_BATCH) % len(images)]
-    predict(batch)
-    times: list[float] = []
-    while len(times) < _ROUNDS and sum(times) < _ROUNDS_S:
-        started = time.perf_counter()
-        predict(batch)
-        times.append(time.perf_counter() - started)
-    return _MEASURED_BATCH / statistics.median(times)
+    return Variant(name, predict, batch_s)
 
 
 def _loaders(model_file: Path, device: torch.device) -> dict[str, Callable[[], Predict]]:

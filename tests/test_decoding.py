@@ -103,3 +103,11 @@ def test_settings_are_strict(section: object, complaint: str) -> None:
     """A wrong, missing or unknown key is an error that names file, key and expectation."""
     with pytest.raises(SettingsError, match=rf"model-config.yaml: .*{complaint}"):
         HandlerSettings.parse(section, "model-config.yaml")
+
+
+def test_a_photographs_own_thumbnails_are_no_scans() -> None:
+    """What looks like the beginning of a scan may stand in the metadata; only a baseline file's one scan is read."""
+    settings = HandlerSettings(channels=3, resize_size=32, crop_size=32)
+    image = Image.new("RGB", (40, 40), (200, 30, 30))
+    plain, with_metadata = encode(image, "JPEG"), encode(image, "JPEG", comment=b"\xff\xda" * 200)
+    assert torch.equal(decode(plain, settings), decode(with_metadata, settings))

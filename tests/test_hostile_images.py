@@ -76,6 +76,15 @@ def jpeg_of_many_scans() -> bytes:
     return data[:last] + data[last:-2] * 1000 + data[-2:]
 
 
+def jpeg_of_many_plain_scans() -> bytes:
+    """A baseline JPEG that promises three components and brings the first of them a thousand times."""
+    data = encode(gradient(2000, 1500).convert("L"), "JPEG")
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    components = bytes([3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
+    header = data[:frame] + b"\xff\xc0\0\x11" + data[frame + 4 : frame + 9] + components + data[frame + 13 : scan]
+    return header + data[scan:-2] * 1000 + data[-2:]
+
+
 BOMBS = {
     "png that promises": (png_header(20_000, 20_000), 413),
     "png of 0.2 MB": (
@@ -90,6 +99,7 @@ BOMBS = {
     "tiff": (tiff(60_000, 60_000), 413),
     "jpeg": (jpeg(65_500, 65_500), 413),
     "jpeg of many scans": (jpeg_of_many_scans(), 400),
+    "jpeg of many plain scans": (jpeg_of_many_plain_scans(), 400),
 }  # fmt: skip
 
 MEASURE = """

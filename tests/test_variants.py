@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,18 @@ def test_workers_share_the_cores(workers: int | None, share: float) -> None:
     try:
         assert runtime.share_cores(workers) == max(1, int(len(os.sched_getaffinity(0)) * share))
         assert torch.get_num_threads() == max(1, int(len(os.sched_getaffinity(0)) * share))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("work", "expected"), [(lambda threads: 4 // threads, 4), (lambda threads: threads, 1)])
+def test_threads_are_kept_where_they_help(work: Callable[[int], int], expected: int) -> None:
+    """Work that threads share out keeps them; work that they only add to is left to one."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        assert runtime.settle_threads(lambda: sum(range(50_000 * work(torch.get_num_threads())))) == expected
+        assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
 
