@@ -1,0 +1,229 @@
+"""Interleaved rounds: every peer is started, loaded and stopped in turn, then all of them again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+
+from benchmarks.serving import load
+from benchmarks.serving.bodies import FORMS, Form
+from benchmarks.serving.errors import BenchmarkError
+from benchmarks.serving.home import Home
+from benchmarks.serving.models import LENET, RESNET_INT8
+from benchmarks.serving.peers import CORES, IN_PROCESS_INT8, OURS, PEERS, ROOT, Launch, Peer
+from benchmarks.serving.process import Server, free_ports
+from handler.variants import INT8_FILE
+
+CONNECTIONS = (1, 8, 32)
+MANY_IMAGES = "multipart-32"
+_LIMIT_BATCH_SIZE = 8
+_LIMIT_TIMEOUT_S = 180
+_WARM_UP_S = 2
+_LENET_SECONDS = 2
+_ANSWER_TIMEOUT_S = 30
+
+Record = dict[str, Any]
+
+
+def rounds(
+    home: Home, models: Sequence[str], peers: Sequence[str], count: int, seconds: int, say: Callable[[str], None]
+) -> None:
+    """Measure every peer with every model `count` times and add a line to the results after each.
+
+    What the results have already is not measured again, unless it failed.
+
+    Args:
+        seconds: of each load; LeNet-5, with a hundred times as many requests, needs no more than two.
+    """
+    known = {(r["round"], r["model"], r["peer"]) for r in read(home.results) if not r["error"]}
+    for number in range(count):
+        for model in models:
+            for name in peers:
+                if model not in PEERS[name].models or (number, model, name) in known:
+                    continue
+                record = {"round": number, "model": model, "peer": name, **_about()}
+                began = time.monotonic()
+                try:
+                    record |= measure(home, model, name, min(seconds, _LENET_SECONDS) if model == LENET else seconds)
+                except (BenchmarkError, subprocess.SubprocessError, OSError, RuntimeError) as error:
+                    record["error"] = str(error)
+                _append(home.results, record)
+                say(f"round {number + 1}  {model:9} {name:15} {summary(record)}  {time.monotonic() - began:.0f} s")
+
+
+def _append(results: Path, record: Record) -> None:
+    """A line of its own, whatever a killed run left behind."""
+    unfinished = results.is_file() and not results.read_text().endswith("\n")
+    with results.open("a") as file:
+        file.write(("\n" if unfinished else "") + json.dumps(record) + "\n")
+
+
+def read(results: Path) -> list[Record]:
+    """The records of a file, of which a line may be half-written; none where there is no file."""
+    records = []
+    for line in results.read_text().splitlines() if results.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def summary(record: Record) -> str:
+    """One line for whoever waits."""
+    if record["error"]:
+        return str(record["error"])
+    rates = (f"{load['requests_per_s']:8.1f}" for load in record["load"].values())
+    return f"{' '.join(rates)} requests/s  cold start {record['cold_start_s']:.1f} s"
+
+
+def measure(home: Home, model: str, name: str, seconds: int) -> Record:
+    """One peer with one model.
+
+    Returns:
+        `load`: what each number of connections got; `cold_start_s`; `memory_mb` under load, without a limit's.
+
+    Raises:
+        BenchmarkError: it gave no right answer, or could not be loaded.
+    """
+    if PEERS[name].plan is None:
+        return _limit(home, RESNET_INT8 if name == IN_PROCESS_INT8 else model, model, seconds)
+    directory = home.server(name, model)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    many_images = (name, model) == (OURS, LENET)
+    return serve(home, model, PEERS[name], directory, seconds, many_images=many_images)
+
+
+def _limit(home: Home, served: str, model: str, seconds: int) -> Record:
+    """In process: one image at a time in one process, and batches in a process for each core."""
+    run, images = home.run(served), home.images(model)
+    result: Record = {"load": {}, "cold_start_s": _bare_start(run, model, home), "memory_mb": None}
+    for connections, processes, batch_size in ((1, 1, 1), (8, CORES, _LIMIT_BATCH_SIZE)):
+        command = (
+            sys.executable, "-m", "benchmarks.serving.limits", str(run), "--images", str(images),
+            "--processes", str(processes), "--batch-size", str(batch_size), "--seconds", str(seconds),
+        )  # fmt: skip
+        measured = json.loads(_output(command))
+        rate = measured.pop("images_per_s")
+        result["load"][str(connections)] = {"requests_per_s": rate, **measured, "errors": 0}
+    return result
+
+
+def _output(command: Sequence[str]) -> str:
+    """Raises:
+    BenchmarkError: it failed, with what it said last.
+    """
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_LIMIT_TIMEOUT_S, check=False)
+    if finished.returncode:
+        said = finished.stderr.strip().splitlines() or ["nothing was said"]
+        raise BenchmarkError(f"{' '.join(command)}: {said[-1]}")
+    return finished.stdout
+
+
+def _bare_start(run: Path, model: str, home: Home) -> float:
+    """Seconds of a process that imports torch, loads the run's file and answers once."""
+    facts = json.loads(home.network(model).with_suffix(".json").read_text())
+    file = run / (INT8_FILE if run.name == RESNET_INT8 else "model.pt")
+    program = ROOT / "benchmarks" / "serving" / "servers" / "bare.py"
+    command = (sys.executable, str(program), str(file), str(len(facts["mean"])), str(facts["crop_size"]))
+    began = time.monotonic()
+    _output(command)
+    return time.monotonic() - began
+
+
+def serve(home: Home, model: str, peer: Peer, directory: Path, seconds: int, *, many_images: bool = False) -> Record:
+    """Start `peer` in `directory`, wait for a right answer, load it, weigh it, and stop it.
+
+    Args:
+        many_images: load it with requests of several images as well.
+
+    Raises:
+        BenchmarkError: as `measure`; nothing is left running.
+    """
+    port = free_ports()
+    url = f"http://127.0.0.1:{port}{peer.path.format(model=model)}"
+    expected = json.loads(home.expected.read_text())[model]
+    body = (home.bodies(model, peer.form) / "00.bin").read_bytes()
+
+    def drive(form: str, connections: int, seconds: int) -> load.Load:
+        headers = _headers(FORMS[form], directory)
+        return load.generate(url, headers, home.bodies(model, form), connections, seconds)
+
+    def measured(form: str, connections: int) -> Record:
+        got = drive(form, connections, seconds)
+        if got.requests_per_s == 0:  # percentiles of no answer would look like the fastest
+            raise BenchmarkError(f"no good answer to {connections} connections in {seconds} s: give --seconds more")
+        return got.as_dict()
+
+    assert peer.plan is not None
+    server = Server(peer.plan(Launch(home, model, directory, port)), directory)
+    try:
+        result: Record = {"cold_start_s": server.await_answer(lambda: _is_right(url, body, peer, directory, expected))}
+        drive(peer.form, 8, _WARM_UP_S)
+        result["load"] = {str(connections): measured(peer.form, connections) for connections in CONNECTIONS}
+        result["memory_mb"] = server.memory_mb()
+        if many_images:
+            result["many_images"] = measured(MANY_IMAGES, 8)
+        return result
+    finally:
+        server.stop()
+
+
+def _headers(form: Form, directory: Path) -> dict[str, str]:
+    """With the token of a server that wrote one."""
+    key_file = directory / "key_file.json"
+    if not key_file.is_file():
+        return form.all_headers
+    token = json.loads(key_file.read_text())["inference"]["key"]
+    return {**form.all_headers, "Authorization": f"Bearer {token}"}
+
+
+def _is_right(url: str, body: bytes, peer: Peer, directory: Path, expected: dict[str, float]) -> bool:
+    headers = _headers(FORMS[peer.form], directory)
+    response = requests.post(url, data=body, headers=headers, timeout=_ANSWER_TIMEOUT_S)
+    if not response.ok:
+        raise ValueError(f"status {response.status_code}: {response.text[:200]}")
+    return agrees(FORMS[peer.form].decode(response.json()), expected, peer.tolerance)
+
+
+def agrees(answer: dict[str, float], expected: dict[str, float], tolerance: float | None) -> bool:
+    """Whether the best class is the same, and its probability within `tolerance`; None takes any answer."""
+    if tolerance is None:
+        return True
+    best = max(expected, key=expected.__getitem__)
+    return max(answer, key=answer.__getitem__) == best and abs(answer[best] - expected[best]) <= tolerance
+
+
+@cache
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    memory = psutil.virtual_memory().total / 2**30
+    software = f"Python {platform.python_version()}, torch {version('torch')}, torchserve {version('torchserve')}"
+    return f"{CORES} cores of {processor}, {memory:.0f} GiB, {software}"
+
+
+def _about() -> Record:
+    """When and where a record is from, and how busy the machine was before."""
+    return {
+        "date": date.today().isoformat(),
+        "machine": _machine(),
+        "load_average": os.getloadavg()[0],
+        "error": None,
+    }
