@@ -44,7 +44,8 @@ def train(
 ) -> None:
     """Train by `recipe` and write the run folder `target`.
 
-    Under `torchrun` the processes share every batch; the first of them writes.
+    Under `torchrun` the processes share every batch; the first of them writes. It starts all processes by one command,
+    the first time and whenever one was lost, so `resume` then begins where there is nothing to resume.
 
     Raises:
         TrainingError: the data, the network, the export or the place of the run folder is at fault.
@@ -57,6 +58,8 @@ def train(
     first = fabric.is_global_zero
     if not first:
         console = Console(quiet=True)
+    if resume and torch.distributed.is_torchelastic_launched():
+        resume = fabric.broadcast(run_folder.begun(target))
     torch.manual_seed(recipe.training.seed)
     writing = (
         run_folder.writing(target, recipe.dump(), overwrite=overwrite, resume=resume)

@@ -31,6 +31,11 @@ def partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def begun(path: Path) -> bool:
+    """Whether there is a checkpoint from which the run folder `path` can be resumed."""
+    return (partial(path) / CHECKPOINTS / CHECKPOINT).exists()
+
+
 @contextmanager
 def writing(path: Path, recipe: str, *, overwrite: bool, resume: bool) -> Iterator[Path]:
     """A folder to fill; it becomes `path` when the block ends well.

