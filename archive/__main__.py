@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Annotated, ParamSpec
 
 import typer
+from rich import progress as bar
 from rich.console import Console
 from rich.markup import escape
 
-from archive import doctor, gate, homes
+from archive import doctor, gate, homes, score
 from archive.build import build
 from archive.doctor import ROWS, TIMEOUT_S, Health, Report
 from archive.errors import ArchiveError, BelowFloor, CannotLoad
@@ -143,6 +144,33 @@ def sign_command(
 
     verify(archive)
     console.print(f"wrote {escape(str(sign.write(sign.sign(archive, private_key), archive)))}")
+
+
+@app.command("score", epilog="Example: python -m archive score model_store/lenet5-digits.mar photos/ --out scores")
+@reports_errors
+def score_command(
+    archive: Archive,
+    folder: Annotated[Path, typer.Argument(help="Images, at any depth.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the Parquet files go; a killed run goes on there.")],
+    public_key: PublicKey = None,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; default: this machine alone.")] = None,
+    shard_images: Annotated[int, typer.Option(min=1, help="Images in a Parquet file.")] = score.SHARD_IMAGES,
+    as_json: AsJson = False,
+) -> None:
+    """Classify every image of a folder with an archive and without a server, by Ray Data; a refused image has a row."""
+    steps = score.score(
+        archive, folder, out,
+        public_key=public_key, workers=num_workers, address=address, shard_images=shard_images,
+    )  # fmt: skip
+    with bar.Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(folder.name)
+        for state in steps:
+            progress.update(task, total=state.images, completed=state.done)
+    if as_json:
+        print(json.dumps({"out": str(out), **asdict(state)}))
+    else:
+        console.print(f"{escape(str(out))}: {state.done} images have a row; {state.refused} were refused in this run")
 
 
 def _show_verified(verified: Verified) -> None:

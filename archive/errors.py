@@ -5,6 +5,7 @@ ArchiveError
 ├── InvalidName      TorchServe could not serve or manage a model of that name or version
 ├── BuildError       torch-model-archiver failed
 ├── ExportRefused    a form of the model for another runtime cannot be had, or answers otherwise
+├── ScoringRefused   images cannot be scored: no Ray, no image, or a folder with another archive's answers
 ├── CannotLoad       a worker could not load the archive, or answered the golden images otherwise than training
 ├── BelowFloor       it was measured to be worse than its recipe allows
 ├── VersionTaken     the model store holds that version with other content, or a higher one
@@ -38,6 +39,10 @@ class BuildError(ArchiveError):
 
 
 class ExportRefused(ArchiveError):
+    pass
+
+
+class ScoringRefused(ArchiveError):
     pass
 
 

@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from client import metrics, scaling
 from client.asking import explain, predict
 from client.command_line import AsJson, Ceiling, Model, Timeout, reports_errors, server_of
+from client.demo import demo
 from client.edge import edge
 from client.measuring import load, tune
 from client.releasing import rollout
@@ -48,6 +49,7 @@ def connect(
 
 app.command(epilog="Example: python -m client predict lenet5-digits photos/ --output results.jsonl")(predict)
 app.command(epilog="Example: python -m client explain lenet5-digits digit.png --output pictures")(explain)
+app.command(epilog="Example: python -m client demo lenet5-digits")(demo)
 app.command(epilog="Example: python -m client edge edge")(edge)
 app.command(epilog="Example: python -m client load lenet5-digits --images runs/lenet5-digits/golden")(load)
 app.command(epilog="Example: python -m client tune lenet5-digits --p99-ms 50 --write runs/lenet5-digits")(tune)

@@ -167,7 +167,8 @@ def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: flo
                 server.models[model] = client.wait_until_ready(model, timeout_s=_LOOK_INTERVAL_S)
             except NotReady as error:
                 if time.monotonic() > deadline:
-                    raise StartFailed(str(error)) from None
+                    awaited = str(error).partition(": ")[2]  # after one look; this was the last of many
+                    raise StartFailed(f"{model} is not ready after {timeout_s:g} s: {awaited}") from None
     return server
 
 

@@ -78,7 +78,7 @@ def jpeg_of_many_scans() -> bytes:
 
 def jpeg_of_many_plain_scans() -> bytes:
     """A baseline JPEG that promises three components and brings the first of them a thousand times."""
-    data = encode(gradient(2000, 1500).convert("L"), "JPEG")
+    data = encode(gradient(400, 300).convert("L"), "JPEG")
     frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
     components = bytes([3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
     header = data[:frame] + b"\xff\xc0\0\x11" + data[frame + 4 : frame + 9] + components + data[frame + 13 : scan]

@@ -1,0 +1,233 @@
+"""The page: what is uploaded or pasted is answered, what goes wrong can be read there, and nothing leaks."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+
+from client import demo
+from client.errors import PageUnusable
+from client.torchserve import TorchServe
+from server.launch import RunningServer
+from tests.conftest import MODEL, ROOT
+from tests.images import BAD
+from tests.test_report import CHROMIUM, CHROMIUM_FLAGS, LAPTOP, PHONE
+
+needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="the package gradio is not installed")
+PATIENCE_MS = 60_000
+COPY = """encoded => {
+    const bytes = Uint8Array.from(atob(encoded), character => character.charCodeAt(0));
+    return navigator.clipboard.write([new ClipboardItem({"image/png": new Blob([bytes], {type: "image/png"})})]);
+}"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(url: str, key_file: Path, temporary: Path) -> Iterator[str]:
+    """The page of the server at `url`, as a process of its own; yields its address."""
+    command = [
+        sys.executable, "-m", "client", "--url", url, "--key-file", str(key_file),
+        "demo", MODEL, "--port", str(free_port()),
+    ]  # fmt: skip
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def address(torchserve: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of the real server."""
+    with serving(torchserve.inference_url, torchserve.key_file, tmp_path_factory.mktemp("demo")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium or google-chrome on the PATH to look at the page with")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def opened(browser: Browser, address: str, size: tuple[int, int] = LAPTOP) -> Iterator[tuple[Page, list[Request]]]:
+    """A tab with the page, and every request that it makes."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]})
+    requests: list[Request] = []
+    try:
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        tab = context.new_page()
+        tab.on("request", lambda request: requests.append(request))
+        tab.goto(address)
+        expect(tab.get_by_role("heading", name=MODEL)).to_be_visible(timeout=PATIENCE_MS)
+        yield tab, requests
+    finally:
+        context.close()
+
+
+def upload(tab: Page, content: bytes) -> None:
+    file = {"name": "an image.png", "mimeType": "image/png", "buffer": content}
+    tab.locator("input[type=file]").first.set_input_files(file)
+
+
+def expect_answer(tab: Page, pattern: str) -> None:
+    expect(tab.get_by_label("Answer")).to_have_value(re.compile(pattern), timeout=PATIENCE_MS)
+
+
+def expect_explained(tab: Page, label: str) -> None:
+    """The best class, time and version, and a picture that has arrived."""
+    expect_answer(tab, rf"^\d+\.\d ms, {MODEL} version 1\.0$")
+    expect(tab.get_by_test_id("label-output-value")).to_have_text(label)
+    tab.wait_for_function(
+        "[...document.images].some(image => image.complete && image.naturalWidth == 320)", timeout=PATIENCE_MS
+    )
+
+
+@needs_gradio
+def test_an_upload_is_answered_and_nothing_leaves(
+    browser: Browser, address: str, torchserve: RunningServer, client: TorchServe, digit: bytes, tmp_path: Path
+) -> None:
+    """Bars, explanation, time and version as the server says; all requests go to the page, and none has a token."""
+    with opened(browser, address) as (tab, requests):
+        upload(tab, digit)
+        expect_explained(tab, next(iter(client.predict(MODEL, digit))))
+        tab.screenshot(path=tmp_path / "laptop.png", full_page=True)
+        assert hosts(requests) == {"127.0.0.1"}
+        sent = "".join(f"{r.url}{r.headers}{(r.post_data_buffer or b'')!r}" for r in requests) + tab.content()
+        for entry in json.loads(torchserve.key_file.read_text()).values():
+            assert entry["key"] not in sent
+        tab.evaluate("fetch('http://localhost:9/').catch(() => null)")
+        assert hosts(requests) == {"127.0.0.1", "localhost"}
+
+
+def hosts(requests: list[Request]) -> set[str | None]:
+    return {urlsplit(request.url).hostname for request in requests if not request.url.startswith(("data:", "blob:"))}
+
+
+@needs_gradio
+def test_paste_and_a_bad_file_on_a_phone(
+    browser: Browser, address: str, client: TorchServe, digit: bytes, tmp_path: Path
+) -> None:
+    """A pasted image is answered, a bad one gets the server's own words, and all of it fits the screen."""
+    with opened(browser, address, PHONE) as (tab, _):
+        tab.evaluate(COPY, base64.b64encode(digit).decode())
+        tab.get_by_label("Paste from clipboard").click()
+        expect_explained(tab, next(iter(client.predict(MODEL, digit))))
+        tab.screenshot(path=tmp_path / "phone.png", full_page=True)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+        tab.get_by_label("Remove Image").click()
+        expect_answer(tab, "^$")
+        tab.reload()
+        expect(tab.get_by_role("heading", name=MODEL)).to_be_visible(timeout=PATIENCE_MS)
+        upload(tab, BAD["text"][0])
+        expect_answer(tab, "^error: 415 UnsupportedImage: not an image in a format that is taken")
+        tab.screenshot(path=tmp_path / "bad.png", full_page=True)
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """Keeps what it is sent, and refuses it."""
+
+    bodies: list[bytes]
+
+    def do_POST(self) -> None:
+        self.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.dumps({"code": 400, "type": "Recorded", "message": "seen"}).encode()
+        self.send_response(400)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def recording() -> Iterator[tuple[str, list[bytes], Callable[[], None]]]:
+    """A server that refuses all; yields its address, the bodies that it is sent, and how to stop it early."""
+    recorder = type("Recorder", (Recorder,), {"bodies": []})
+    server = HTTPServer(("127.0.0.1", 0), recorder)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", recorder.bodies, stop
+    finally:
+        stop()
+        thread.join()
+
+
+@needs_gradio
+def test_bytes_arrive_as_they_are_and_a_dead_server_is_told(browser: Browser, digit: bytes, tmp_path: Path) -> None:
+    """The server gets the very file, also one that is no image; once it is gone the page says so; uploads go."""
+    (tmp_path / "key_file.json").write_text(json.dumps({"inference": {"key": "a-token"}}))
+    with recording() as (url, bodies, stop), serving(url, tmp_path / "key_file.json", tmp_path) as address:
+        with opened(browser, address) as (tab, _):
+            for content in (digit, BAD["truncated jpeg"][0]):
+                upload(tab, content)
+                expect_answer(tab, "^error: 400 Recorded: seen$")
+                tab.get_by_label("Remove Image").click()
+                expect_answer(tab, "^$")
+            stop()
+            upload(tab, digit)
+            expect_answer(tab, "^error: .*127.0.0.1.*")
+            tab.screenshot(path=tmp_path / "down.png", full_page=True)
+        assert bodies == [digit, BAD["truncated jpeg"][0]]
+        [uploads] = tmp_path.glob("demo-*")
+        assert any(file.read_bytes() == digit for file in uploads.rglob("*.png"))
+    assert not list(tmp_path.glob("demo-*"))
+
+
+def test_only_uploads_are_read(tmp_path: Path) -> None:
+    """A file that the browser names is sent only from the folder of uploads, whatever way leads out of it."""
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    (uploads / "in.png").write_bytes(b"in")
+    (tmp_path / "out.png").write_bytes(b"out")
+    (uploads / "link.png").symlink_to(tmp_path / "out.png")
+    assert demo.read_upload({"path": str(uploads / "in.png")}, uploads) == b"in"
+    for path in (tmp_path / "out.png", uploads / ".." / "out.png", uploads / "link.png"):
+        with pytest.raises(PageUnusable, match="only what was uploaded"):
+            demo.read_upload({"path": str(path)}, uploads)
+
+
+def test_without_gradio_one_line_says_what_to_install(tmp_path: Path) -> None:
+    """A missing gradio is told with the command that installs it."""
+    (tmp_path / "gradio.py").write_text("raise ImportError('not here')")
+    finished = subprocess.run(
+        [sys.executable, "-m", "client", "demo", MODEL], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 1
+    assert finished.stderr == "error: the page needs gradio: pip install 'gradio>=6'\n"
