@@ -18,7 +18,6 @@ Nothing is asked again: every request counts as what became of it. Only a token 
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import math
 import threading
@@ -32,6 +31,7 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from client.errors import ClientError, LoadRefused
+from client.scaling import is_here
 from client.torchserve import TorchServe
 from client.wire import MalformedAnswer, Wire
 
@@ -141,15 +141,9 @@ def _check_bounds(
             raise LoadRefused(f"{name}: expected more than 0 and at most {most:g}, found {value:g}")
     if not images:
         raise LoadRefused("a load needs at least one image")
-    if not remote and not _is_loopback(host := urlsplit(url).hostname or ""):
+    if not remote and not is_here(url):
+        host = urlsplit(url).hostname or ""
         raise LoadRefused(f"{host} is not this machine: --yes-remote loads it, if whoever runs it has agreed")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class _Load:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from client import layouts
+from client import layouts, scaling
 from client import load as loading
 from client.command_line import AsJson, Model, complain, reports_errors, server_of
 from client.errors import NotTunable
@@ -87,7 +86,7 @@ def tune(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was registered must go then too
     if "/" in model:
         raise NotTunable(f"{model}: name the model alone; its default version is tuned")
-    server, cores = server_of(context), _cores()
+    server, cores = server_of(context), scaling.cores()
     archive = layouts.find_archive(server, model, model_store)
     if run is not None:
         layouts.rewritten(layouts.read_config(run), default_layout(cores).settings, run / layouts.CONFIG_FILE)
@@ -110,11 +109,6 @@ def tune(
         layouts.write(run, tuning.chosen.layout)
         hint = f"scripts/archive.sh {run} --version, with a version higher than the served one, packs it"
         print(f"{run / layouts.CONFIG_FILE}: written; {hint}", file=sys.stderr if as_json else sys.stdout)
-
-
-def _cores() -> int:
-    """That workers on this machine share, as the handler counts them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _row(best: Measured, cores: int, remark: str) -> str:

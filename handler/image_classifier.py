@@ -50,17 +50,18 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         self.map: Callable[..., Any] = map
         model_file = Path(context.system_properties["model_dir"]) / self.manifest["model"]["serializedFile"]
         self.variant = variants.choose(model_file, self.device, self.settings.precision, self.decode, self.class_names)
-        self.map = self._fastest_map(decoders, golden.images(model_file.parent / "golden"))
+        self.map = self._fastest_map(decoders, model_file.parent / "golden")
         self.metrics = Metrics.of_worker(context, self.identity, self.class_names, self.variant.name)
         logger.info(
             "%d classes, device %s, %d threads, decoding by %s",
             len(self.class_names), self.device, torch.get_num_threads(), "one" if self.map is map else decoders,
         )  # fmt: skip
 
-    def _fastest_map(self, decoders: int, images: list[bytes]) -> Callable[..., Any]:
+    def _fastest_map(self, decoders: int, golden_folder: Path) -> Callable[..., Any]:
         """Decoding releases Python's lock, so threads share it out, unless images are so small that this costs more."""
         if decoders == 1:
             return map
+        images = golden.images(golden_folder)
 
         def decode_all(each: Callable[..., Any]) -> float:
             return runtime.median_seconds(lambda: list(each(lambda image: decode(image, self.settings), images)))
