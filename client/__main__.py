@@ -25,6 +25,7 @@ from client.measuring import load, tune
 from client.releasing import rollout
 from client.torchserve import INFERENCE_URL, KEY_FILE, TorchServe, next_port
 from client.watching import ready
+from server.show import config
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -54,6 +55,7 @@ app.command(epilog="Example: python -m client edge edge")(edge)
 app.command(epilog="Example: python -m client load lenet5-digits --images runs/lenet5-digits/golden")(load)
 app.command(epilog="Example: python -m client tune lenet5-digits --p99-ms 50 --write runs/lenet5-digits")(tune)
 app.command(epilog="Example: python -m client rollout lenet5-digits lenet5-digits.mar --images photos/")(rollout)
+app.command(epilog="Example: python -m client config config/config.cpu.properties")(config)
 app.command(epilog="Example: python -m client ready lenet5-digits --golden runs/lenet5-digits/golden")(ready)
 
 

@@ -1,4 +1,4 @@
-"""Start and stop TorchServe on this machine, and see what it makes of its configuration.
+"""Start and stop TorchServe on this machine.
 
     python -m server start cpu
 
@@ -7,24 +7,18 @@ serves every archive in `model_store/` and returns when all are ready; `scripts/
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections.abc import Callable
 from enum import Enum
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from server import effective, launch, processes, properties, show
-from server.errors import ServerError
+from server import launch, processes
+from server.command_line import reports_errors
+from server.config import ROOT
 from server.supervise import Supervisor
-
-ROOT = Path(__file__).parent.parent
-P = ParamSpec("P")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -43,21 +37,7 @@ class Format(str, Enum):
 
 @app.callback()
 def main() -> None:
-    """Start and stop TorchServe on this machine, and see what it makes of its configuration."""
-
-
-def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Print a ServerError in one line and exit 1."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (ServerError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-
-    return wrapper
+    """Start and stop TorchServe on this machine."""
 
 
 @app.command(epilog="Example: python -m server start cpu --port 9080 --run-dir /tmp/second")
@@ -102,26 +82,6 @@ def stop(run_dir: RunDir = Path()) -> None:
     """Stop the server that runs in a directory, and no other."""
     pid = processes.stop(run_dir)
     print(f"stopped the server in {run_dir.resolve()}" if pid else f"no server runs in {run_dir.resolve()}")
-
-
-@app.command(epilog="Example: python -m server config config/config.cpu.properties")
-@reports_errors
-def config(
-    file: Annotated[Path, typer.Argument(help="A .properties file.")],
-    model_store: Annotated[Path, typer.Option(help="Whose archives to look at.")] = ROOT / "model_store",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Show what TorchServe makes of a configuration; exits 1 where it would not do what is written."""
-    read = properties.read(file)
-    models = [] if read.refusals else effective.models(read, model_store)
-    if as_json:
-        print(json.dumps(show.document(read, models), indent=1))
-    elif not read.refusals:
-        show.tables(read, models, Console(highlight=False, soft_wrap=True))
-    for refusal in read.refusals:
-        print(f"error: {refusal}", file=sys.stderr)
-    if read.refusals:
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

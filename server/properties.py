@@ -54,7 +54,7 @@ class Properties:
         """
         if self.refusals:
             first, *others = self.refusals
-            more = f" (and {len(others)} more: python -m server config FILE shows them all)" if others else ""
+            more = f" (and {len(others)} more: python -m client config FILE shows them all)" if others else ""
             raise ConfigError(first + more)
 
 

@@ -1,44 +1,70 @@
-"""The effective configuration as a table for people or as JSON for programs."""
+"""The command `config` of `python -m client`: the effective configuration, for people or for programs."""
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from server import effective, properties
+from server.command_line import reports_errors
+from server.config import ROOT
 from server.effective import ModelSettings
 from server.keys import KEYS
 from server.properties import Properties, Value
 
 
-def document(properties: Properties, models: list[ModelSettings]) -> dict[str, Any]:
+@reports_errors
+def config(
+    file: Annotated[Path, typer.Argument(help="A .properties file.")],
+    model_store: Annotated[Path, typer.Option(help="Whose archives to look at.")] = ROOT / "model_store",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Show what TorchServe makes of a configuration; exits 1 where it would not do what is written."""
+    read = properties.read(file)
+    models = [] if read.refusals else effective.models(read, model_store)
+    if as_json:
+        print(json.dumps(_document(read, models), indent=1))
+    elif not read.refusals:
+        _print_tables(read, models, Console(highlight=False, soft_wrap=True))
+    for refusal in read.refusals:
+        print(f"error: {refusal}", file=sys.stderr)
+    if read.refusals:
+        raise typer.Exit(1)
+
+
+def _document(read: Properties, models: list[ModelSettings]) -> dict[str, Any]:
     """Everything as JSON knows it; secrets are left out."""
     return {
         "settings": {
             key: {
-                "value": _shown(properties, key),
+                "value": _shown(read, key),
                 "default": None if known.secret else known.default,
-                "from": properties.values[key].where if key in properties.values else None,
+                "from": read.values[key].where if key in read.values else None,
             }
             for key, known in KEYS.items()
         },
         "models": [asdict(model) for model in models],
-        "refusals": properties.refusals,
+        "refusals": read.refusals,
     }
 
 
-def tables(properties: Properties, models: list[ModelSettings], console: Console) -> None:
+def _print_tables(read: Properties, models: list[ModelSettings], console: Console) -> None:
     """Print each key's value and where it is from, then what each archive is served with."""
     keys = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("key", "value", "from"):
         keys.add_column(name, no_wrap=name != "value", overflow="fold")
     for key, known in KEYS.items():
-        value = properties.values.get(key)
+        value = read.values.get(key)
         changed = value is not None and value.text != known.default
-        text = escape(_shown(properties, key) or "–")
+        text = escape(_shown(read, key) or "–")
         keys.add_row(key, f"[bold]{text}[/]" if changed else text, _where(value) if value else "[dim]default[/]")
     console.print(keys)
     if models:
@@ -68,5 +94,5 @@ def _models(models: list[ModelSettings]) -> Table:
     return shown
 
 
-def _shown(properties: Properties, key: str) -> str | None:
-    return "..." if KEYS[key].secret else properties.get(key)
+def _shown(read: Properties, key: str) -> str | None:
+    return "..." if KEYS[key].secret else read.get(key)

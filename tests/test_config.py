@@ -235,7 +235,7 @@ def test_what_an_archive_says_in_vain_is_refused(tmp_path: Path, config: object,
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server", "config", *arguments]
+    command = [sys.executable, "-m", "client", "config", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

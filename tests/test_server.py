@@ -98,10 +98,10 @@ def test_a_server_that_ends_at_once_says_why(model_store: Path, tmp_path: Path) 
 
 
 def test_a_configuration_that_torchserve_would_swallow_is_refused(model_store: Path, tmp_path: Path) -> None:
-    """A start checks as `server config` does, before anything is made."""
+    """A start checks as `client config` does, before anything is made."""
     config = tmp_path / "swallowed.properties"
     config.write_text(CONFIG.read_text() + "disable_token_authorisation=false\nasync_loging=true\n")
-    with pytest.raises(ConfigError, match=r"disable_token_authorisation: .* \(and 1 more: python -m server config"):
+    with pytest.raises(ConfigError, match=r"disable_token_authorisation: .* \(and 1 more: python -m client config"):
         launch.start(tmp_path / "run", model_store, config, first_port=free_ports())
     assert not (tmp_path / "run").exists()
 
