@@ -19,7 +19,7 @@ import threading
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -282,24 +282,29 @@ def start(folder: Path, output: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
 
 
-def behind(machines: dict[str, Machine], golden: Path | None = None) -> dict[str, object]:
-    servers = [
+def servers_of(machines: Mapping[str, Machine]) -> dict[str, RunningServer]:
+    return {name: machine.running for name, machine in machines.items()}
+
+
+def behind(servers: Mapping[str, RunningServer], golden: Path | None = None) -> dict[str, object]:
+    """What servers.yaml says of them."""
+    entries = [
         {
             "name": name,
-            "url": machine.running.inference_url,
-            "management_url": machine.running.management_url,
-            "key_file": str(machine.running.key_file),
+            "url": server.inference_url,
+            "management_url": server.management_url,
+            "key_file": str(server.key_file),
         }
-        for name, machine in machines.items()
+        for name, server in servers.items()
     ]
-    return {"models": {MODEL: str(golden) if golden else None}, "servers": servers}
+    return {"models": {MODEL: str(golden) if golden else None}, "servers": entries}
 
 
 @pytest.fixture(scope="module")
 def edge(machines: dict[str, Machine], run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
     """In front of the three."""
     port = free_ports()
-    folder = make_folder(tmp_path_factory.mktemp("edge") / "edge", port, behind(machines, run / "golden"))
+    folder = make_folder(tmp_path_factory.mktemp("edge") / "edge", port, behind(servers_of(machines), run / "golden"))
     with running(folder, port) as edge:
         yield edge
 
@@ -308,7 +313,7 @@ def edge(machines: dict[str, Machine], run: Path, tmp_path_factory: pytest.TempP
 def careless(machines: dict[str, Machine], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
     """The same without retries, without an orderly end of connections, and without requests of its own."""
     port = free_ports()
-    folder = make_folder(tmp_path_factory.mktemp("careless") / "edge", port, behind(machines))
+    folder = make_folder(tmp_path_factory.mktemp("careless") / "edge", port, behind(servers_of(machines)))
     conf = folder / "nginx.conf"
     conf.write_text(re.sub(r"proxy_next_upstream error .*;", "proxy_next_upstream off;", conf.read_text()))
     substitute(conf, "if (-f run/closing) { return 418; }", "")

@@ -7,9 +7,11 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -29,9 +31,11 @@ from server.launch import RunningServer
 from tests.broken import repacked, replaced
 from tests.conftest import CONFIG, MODEL, ROOT, free_ports
 from tests.test_client_live import command, command_line, wait_for
+from tests.test_edge import TEMPLATE, RunningEdge, behind, make_folder, running
 
 MARK = "MAR-INF/MANIFEST.json"
 VERSIONS = count(2)
+needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="the program nginx is not installed")
 Change = Callable[[Path], object]
 
 
@@ -164,6 +168,91 @@ def test_a_version_that_does_not_load_is_removed(
     assert server.versions(MODEL) == [old["modelVersion"]]
 
 
+@pytest.fixture(scope="module")
+def edge(rolling: RunningServer, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
+    """The nginx of deploy/nginx before that server."""
+    port = free_ports()
+    folder = make_folder(tmp_path_factory.mktemp("edge") / "edge", port, behind({"a": rolling}, run / "golden"))
+    with running(folder, port) as edge:
+        yield edge
+
+
+class Users:
+    """Real requests through an edge, one after another: which versions answered since when, and what failed."""
+
+    def __init__(self, edge: RunningEdge, digit: bytes) -> None:
+        self.versions: list[str] = []
+        self.failed: list[str] = []
+        self._stop = threading.Event()
+        self._ask = partial(edge.predict, digit)
+
+    def __enter__(self) -> Users:
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.01):
+            answer = self._ask()
+            if answer.ok:
+                self.versions.append(answer.headers["x-model-version"])
+            else:
+                self.failed.append(f"{answer.status_code} {answer.text}")
+
+    def next(self, count: int) -> Counter[str]:
+        """Which versions answer the next requests; those on their way when it is called are left out."""
+        first = len(self.versions) + 1
+        wait_for(lambda: self.failed or len(self.versions) >= first + count, 60, f"{count} answers")
+        return Counter(self.versions[first : first + count])
+
+
+@needs_nginx
+@pytest.mark.parametrize(("change", "promoted"), [(lambda content: None, True), (swap_two_labels, False)])
+def test_users_behind_an_edge_get_the_share_and_no_failure(
+    rolling: RunningServer, server: TorchServe, store: Path, run: Path, digit: bytes, edge: RunningEdge, tmp_path: Path,
+    change: Change, promoted: bool,
+) -> None:  # fmt: skip
+    """While it is compared a third of their requests reach the new version, then all of them or none."""
+    archive, new = packed(store, tmp_path, change)
+    old = server.describe(MODEL)["modelVersion"]
+    canary = edge.folder / "canary.conf"
+    share = [*options(run, "10s"), "--canary", "33%", "--edge", canary]
+    with Users(edge, digit) as users, ThreadPoolExecutor(1) as pool:
+        assert users.next(10) == {old: 10}
+        finished = pool.submit(command, rolling, "rollout", MODEL, archive, *share)
+        wait_for(lambda: new in canary.read_text() or finished.done(), 120, "the share")
+        assert 0.1 < users.next(100)[new] / 100 < 0.6
+        assert finished.result().returncode == (0 if promoted else 1), finished.result().stderr
+        assert users.next(50) == {new if promoted else old: 50}
+    assert users.failed == []
+    assert server.versions(MODEL) == [new if promoted else old]
+    assert canary.read_text().splitlines()[-2:] == (TEMPLATE / "canary.conf").read_text().splitlines()[-2:]
+
+
+@needs_nginx
+def test_users_see_nothing_of_a_killed_rollout(
+    rolling: RunningServer, server: TorchServe, store: Path, run: Path, digit: bytes, edge: RunningEdge, tmp_path: Path
+) -> None:
+    """Killed while its share is out, it leaves both versions answering; --abort takes share and version back."""
+    archive, new = packed(store, tmp_path)
+    old = server.describe(MODEL)["modelVersion"]
+    canary = edge.folder / "canary.conf"
+    share = [*options(run, "10m"), "--canary", "33%", "--edge", canary]
+    with Users(edge, digit) as users:
+        with subprocess.Popen(command_line(rolling, "rollout", MODEL, archive, *share), cwd=ROOT) as first:
+            wait_for(lambda: new in canary.read_text(), 120, "the share")
+            first.kill()
+        assert set(users.next(100)) == {old, new}
+        aborted = command(rolling, "rollout", MODEL, "--abort", "--edge", canary)
+        assert aborted.stdout == f"{MODEL} {old} serves on; removed {new}\n"
+        assert users.next(50) == {old: 50}
+    assert users.failed == []
+
+
 GOOD, OTHER, SLOW = Answer("7", 10.0), Answer("1", 10.0), Answer("7", 40.0)
 FAILED = Answer(None, 10.0, "500 InternalServerException: Worker died.")
 
@@ -255,7 +344,7 @@ http {
 """
 
 
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="the program nginx is not installed")
+@needs_nginx
 def test_an_edge_gives_the_share_and_takes_it_back(tmp_path: Path) -> None:
     """A real nginx sends about the share to the new version, then none; a name that is configuration is refused."""
     port = free_ports()
