@@ -1,4 +1,4 @@
-"""A page to try a served model on: drop, paste or photograph an image, and see what the server makes of it.
+"""A page to try a served model on: drop, paste, photograph or draw an image, and see what the server makes of it.
 
     python -m client demo lenet5-digits
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
+from PIL import Image, ImageOps
 
 from client.command_line import Model, reports_errors, server_of
 from client.errors import ClientError, PageUnusable
@@ -28,7 +28,7 @@ from client.torchserve import Prediction, TorchServe
 HOST, PORT = "127.0.0.1", 7860
 # Somebody looks at the page and can ask again.
 _RETRY_S = 2.0
-_SIDE = 320
+_SIDE, _BRUSH = 320, 16
 _FONT = ("system-ui", "sans-serif")
 
 Shown = tuple[Prediction | None, Image.Image | None, str]
@@ -89,6 +89,14 @@ def read_upload(payload: Mapping[str, Any], uploads: Path) -> bytes:
     return path.read_bytes()
 
 
+def encode_drawing(drawing: Image.Image, light_on_dark: bool) -> bytes:
+    """Dark strokes on white as PNG, or the other way round."""
+    opaque = drawing.convert("RGB")
+    buffer = io.BytesIO()
+    (ImageOps.invert(opaque) if light_on_dark else opaque).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def build(gradio: Any, server: TorchServe, model: str, uploads: Path) -> Any:
     """The page as Gradio's Blocks; `uploads` is where it stores what the browser sends."""
 
@@ -98,11 +106,25 @@ def build(gradio: Any, server: TorchServe, model: str, uploads: Path) -> Any:
         except PageUnusable as error:
             yield None, None, f"error: {error}"
 
+    def on_drawing(layers: Mapping[str, Any] | None, light_on_dark: bool) -> Iterator[Shown]:
+        drawing = layers["composite"] if layers else None
+        yield from ask(server, model, encode_drawing(drawing, light_on_dark)) if drawing else [NOTHING]
+
     with gradio.Blocks(title=model, analytics_enabled=False) as blocks:
         gradio.Markdown(f"# {model}")
         with gradio.Row():
             with gradio.Column():
-                image = gradio.Image(label="Drop, paste or choose an image", height=_SIDE, buttons=[])
+                with gradio.Tab("Image"):
+                    image = gradio.Image(label="Drop, paste or choose an image", height=_SIDE, buttons=[])
+                with gradio.Tab("Drawing"):
+                    pad = gradio.Sketchpad(
+                        type="pil", label="Draw", buttons=[], canvas_size=(_SIDE, _SIDE), fixed_canvas=True,
+                        layers=False, transforms=(), brush=gradio.Brush(_BRUSH, colors=["#000000"], color_mode="fixed"),
+                    )  # fmt: skip
+                    light_on_dark = gradio.Checkbox(
+                        True, label="Send it light on dark, as most data sets of digits are"
+                    )
+                    button = gradio.Button("Classify", variant="primary")
             with gradio.Column():
                 classes = gradio.Label(label="Classes")
                 line = gradio.Textbox(label="Answer", lines=2, interactive=False)
@@ -112,6 +134,7 @@ def build(gradio: Any, server: TorchServe, model: str, uploads: Path) -> Any:
         shown = [classes, explanation, line]
         # Without `preprocess` this process neither opens nor changes the image: the server is to judge it.
         image.change(on_image, image, shown, preprocess=False, api_visibility="private")
+        button.click(on_drawing, [pad, light_on_dark], shown, api_visibility="private")
     return blocks
 
 

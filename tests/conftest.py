@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
+from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 
 from archive.build import build
@@ -24,6 +26,13 @@ from train import pipeline, recipe
 ROOT = Path(__file__).parent.parent
 MODEL = "lenet5-digits"
 CONFIG = ROOT / "config" / "config.cpu.properties"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMIUM_FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+LAPTOP, PHONE = (1280, 800), (390, 844)
+"""Sizes of a browser's window, in pixels."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -90,3 +99,14 @@ def session(torchserve: RunningServer) -> requests.Session:
 def digit(run: Path) -> bytes:
     """An encoded image that the model was not trained on."""
     return sorted((run / "golden").glob("*.png"))[0].read_bytes()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real one, without a window."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium or google-chrome on the PATH to look at the page with")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()

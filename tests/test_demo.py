@@ -1,8 +1,9 @@
-"""The page: what is uploaded or pasted is answered, what goes wrong can be read there, and nothing leaks."""
+"""The page: what is uploaded, pasted or drawn is answered, what goes wrong can be read there, and nothing leaks."""
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -18,15 +19,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, Page, Request, expect
 
 from client import demo
 from client.errors import PageUnusable
 from client.torchserve import TorchServe
 from server.launch import RunningServer
-from tests.conftest import MODEL, ROOT
+from tests.conftest import LAPTOP, MODEL, PHONE, ROOT
 from tests.images import BAD
-from tests.test_report import CHROMIUM, CHROMIUM_FLAGS, LAPTOP, PHONE
 
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="the package gradio is not installed")
 PATIENCE_MS = 60_000
@@ -65,16 +66,6 @@ def address(torchserve: RunningServer, tmp_path_factory: pytest.TempPathFactory)
     """The page of the real server."""
     with serving(torchserve.inference_url, torchserve.key_file, tmp_path_factory.mktemp("demo")) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium or google-chrome on the PATH to look at the page with")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @contextmanager
@@ -150,6 +141,26 @@ def test_paste_and_a_bad_file_on_a_phone(
         upload(tab, BAD["text"][0])
         expect_answer(tab, "^error: 415 UnsupportedImage: not an image in a format that is taken")
         tab.screenshot(path=tmp_path / "bad.png", full_page=True)
+
+
+@needs_gradio
+def test_a_drawing_is_answered(browser: Browser, address: str, tmp_path: Path) -> None:
+    """A stroke from top to bottom is a one, light on dark as the digits of training are."""
+    with opened(browser, address) as (tab, _):
+        tab.get_by_role("tab", name="Drawing").click()
+        tab.get_by_label("Brush").first.click()
+        canvas = tab.locator("canvas").first
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        assert box is not None
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        tab.mouse.move(x, y - 100)
+        tab.mouse.down()
+        tab.mouse.move(x, y + 100, steps=20)
+        tab.mouse.up()
+        tab.get_by_role("button", name="Classify").click()
+        expect_explained(tab, "1")
+        tab.screenshot(path=tmp_path / "drawing.png", full_page=True)
 
 
 class Recorder(BaseHTTPRequestHandler):
@@ -231,3 +242,14 @@ def test_without_gradio_one_line_says_what_to_install(tmp_path: Path) -> None:
     )  # fmt: skip
     assert finished.returncode == 1
     assert finished.stderr == "error: the page needs gradio: pip install 'gradio>=6'\n"
+
+
+def test_a_drawing_is_turned_light_on_dark() -> None:
+    """Black strokes on white become white on black where that is asked for, as PNG either way."""
+    drawing = Image.new("RGB", (4, 4), "white")
+    drawing.putpixel((1, 1), (0, 0, 0))
+    for light_on_dark, expected in ((True, (255, 0)), (False, (0, 255))):
+        encoded = demo.encode_drawing(drawing, light_on_dark)
+        assert encoded.startswith(b"\x89PNG")
+        seen = Image.open(io.BytesIO(encoded)).convert("L")
+        assert (seen.getpixel((1, 1)), seen.getpixel((0, 0))) == expected

@@ -287,12 +287,6 @@ def ask_for_everything(torchserve: RunningServer, digit: bytes, images: int) -> 
 
 
 @pytest.fixture(scope="module")
-def digit(run: Path) -> bytes:
-    """An image of the run."""
-    return sorted((run / "golden").glob("*.png"))[0].read_bytes()
-
-
-@pytest.fixture(scope="module")
 def watched(prometheus: Prometheus, torchserve: RunningServer, digit: bytes) -> Prometheus:
     """Prometheus once it has seen enough requests come in for every figure; says which are missing if it does not."""
     torchserve.client().scale(MODEL, 1)  # drift is told by a worker that has answered some hundreds

@@ -6,8 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Literal
@@ -15,20 +13,14 @@ from typing import Any, Literal
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
-from tests.conftest import MODEL
+from tests.conftest import LAPTOP, MODEL, PHONE
 from tests.images import encode, gradient
 from train import recipe
 from train.datasets import LabelledImages
 from train.report import THUMBNAIL_SIDE, percent, write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-CHROMIUM_FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-LAPTOP, PHONE = (1280, 800), (390, 844)
 SECTIONS = [
     "figures", "training", "confusion", "classes", "calibration", "mistakes", "samples",
     "recipe", "provenance", "serving",
@@ -273,16 +265,6 @@ def test_a_hundred_classes_stay_readable(tmp_path: Path) -> None:
 def test_only_certainty_reads_as_certain(share: float, text: str) -> None:
     """A share is never rounded to all or nothing."""
     assert percent(share) == text
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium or google-chrome on the PATH to look at the page with")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        yield chromium
-        chromium.close()
 
 
 def problems(
