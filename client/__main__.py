@@ -20,10 +20,10 @@ from client import metrics, scaling
 from client.asking import explain, predict
 from client.command_line import AsJson, Ceiling, Model, Timeout, reports_errors, server_of
 from client.demo import demo
-from client.edge import edge
-from client.measuring import load, tune
-from client.releasing import rollout
+from client.edge.command import edge
+from client.rollout.command import rollout
 from client.torchserve import INFERENCE_URL, KEY_FILE, TorchServe, next_port
+from client.tuning.commands import load, tune
 from client.watching import ready
 from server.show import config
 

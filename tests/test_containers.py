@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from archive.sign import keygen, sign, write
-from client import edge_servers
+from client.edge import servers as edge_servers
 from deploy.docker.requirements import requirements
 from server import properties
 from server.launch import RunningServer

@@ -32,9 +32,9 @@ import requests
 import yaml
 from requests.adapters import HTTPAdapter
 
-from client import edge_servers
+from client.edge import servers as edge_servers
+from client.edge.nginx import Nginx
 from client.errors import ClientError
-from client.nginx import Nginx
 from client.tokens import TokenKind, Tokens
 from client.torchserve import TorchServe
 from server import launch, processes

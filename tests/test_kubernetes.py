@@ -14,7 +14,7 @@ import pytest
 import typer
 import yaml
 
-from client import edge_servers
+from client.edge import servers as edge_servers
 from server import __main__ as server_command
 from server import drain
 from tests.conftest import ROOT

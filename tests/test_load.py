@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 from client import metrics
 from client.__main__ import app
 from client.errors import LoadRefused
-from client.load import SUCCESS, Answer, LoadResult, load
 from client.torchserve import TorchServe
-from client.wire import Wire
+from client.tuning.load import SUCCESS, Answer, LoadResult, load
+from client.tuning.wire import Wire
 from server.launch import RunningServer
 from tests.conftest import MODEL, free_ports
 

@@ -20,11 +20,11 @@ import requests
 from typer.testing import CliRunner
 
 from client.__main__ import app
-from client.comparison import Answer, Comparison, Limits, Plan
-from client.edge_share import EdgeShare
+from client.edge.nginx import Nginx
+from client.edge.share import EdgeShare
 from client.errors import EdgeUnusable
 from client.inputs import Source
-from client.nginx import Nginx
+from client.rollout.comparison import Answer, Comparison, Limits, Plan
 from client.torchserve import TorchServe
 from server import launch, processes
 from server.launch import RunningServer

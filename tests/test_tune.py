@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 import yaml
 
-from client import layouts
 from client.errors import BoundNotMet, ModelApiOff, NotTunable
-from client.layouts import Layout
 from client.torchserve import TorchServe
-from client.tune import Bench, Measured, choose, default_layout, neighbours, search
+from client.tuning import layouts
+from client.tuning.layouts import Layout
+from client.tuning.tune import Bench, Measured, choose, default_layout, neighbours, search
 from server import launch, processes
 from server.launch import RunningServer
 from tests.conftest import CONFIG, MODEL, ROOT, free_ports

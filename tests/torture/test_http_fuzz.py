@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from client.load import SUCCESS, load
+from client.tuning.load import SUCCESS, load
 from server.launch import RunningServer
 from tests.conftest import MODEL, free_ports
 from tests.test_edge import KEY, Load, RunningEdge, make_folder, running, wait_for

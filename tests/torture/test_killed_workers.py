@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
-from client.load import SUCCESS, load
 from client.torchserve import TorchServe
+from client.tuning.load import SUCCESS, load
 from server.launch import RunningServer
 from tests.conftest import MODEL
 from tests.test_client_live import wait_for, workers

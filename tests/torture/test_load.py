@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from client.errors import ClientError
-from client.load import MAX_CONCURRENCY, SUCCESS, LoadResult, load
 from client.torchserve import TorchServe
+from client.tuning.load import MAX_CONCURRENCY, SUCCESS, LoadResult, load
 from server import processes
 from server.launch import RunningServer
 from tests.conftest import MODEL

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from client.load import SUCCESS
 from client.torchserve import TorchServe
+from client.tuning.load import SUCCESS
 from server import launch, processes
 from server.config import ServerConfig
 from server.launch import RunningServer

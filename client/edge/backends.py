@@ -20,7 +20,7 @@ from typing import Literal
 import requests
 
 from client import golden
-from client.edge_servers import EdgeConfig, EdgeEntry, ServerEntry
+from client.edge.servers import EdgeConfig, EdgeEntry, ServerEntry
 from client.errors import ClientError, NotAuthorized, NothingListens, NotReady, ServerBusy, ServerUnreachable
 from client.golden import GoldenImage
 from client.readiness import ANSWER_TIMEOUT_S

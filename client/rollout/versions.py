@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from client.edge_share import EdgeShare
+from client.edge.share import EdgeShare
 from client.errors import ClientError, RequestRefused, RolloutRefused
 from client.torchserve import TorchServe
 

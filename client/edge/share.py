@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from client.edge.nginx import Nginx
 from client.errors import EdgeUnusable
-from client.nginx import Nginx
 
 _SAFE = re.compile(r"[A-Za-z0-9._-]+")
 _NONE = 'map "" $canary_model { default ""; }\nmap "" $canary_version { default ""; }\n'

@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from client import layouts, scaling
-from client import load as loading
+from client import scaling
 from client.command_line import AsJson, Model, complain, reports_errors, server_of
 from client.errors import NotTunable
 from client.inputs import expand
-from client.load import LoadResult
-from client.tune import Bench, Measured, Tuning, choose, default_layout, search
+from client.tuning import layouts
+from client.tuning import load as loading
+from client.tuning.load import LoadResult
+from client.tuning.tune import Bench, Measured, Tuning, choose, default_layout, search
 
 _HEADING = "workers  threads  batch  delay ms  clients  requests/s   p50 ms   p99 ms"
 MODEL_STORE = Path("model_store")

@@ -19,11 +19,11 @@ from rich.table import Table
 
 from client import scaling
 from client.command_line import AsJson, Ceiling, Timeout, complain, reports_errors, server_of
-from client.comparison import Comparison, Limits, Plan, compare
-from client.edge_share import EdgeShare
+from client.edge.share import EdgeShare
 from client.errors import RolloutRefused
 from client.inputs import expand
-from client.rollout import Rollout
+from client.rollout.comparison import Comparison, Limits, Plan, compare
+from client.rollout.versions import Rollout
 
 _ANSWER_TIMEOUT_S = 30.0
 _LEAST_QUIET_S = 1.0

@@ -21,12 +21,13 @@ from urllib.parse import urlsplit
 
 import typer
 
-from client import edge_backends, edge_servers
 from client.command_line import complain, reports_errors
-from client.edge_backends import Backend, Look
-from client.edge_servers import EdgeConfig, EdgeEntry, ServerEntry
+from client.edge import backends as edge_backends
+from client.edge import servers as edge_servers
+from client.edge.backends import Backend, Look
+from client.edge.nginx import Nginx
+from client.edge.servers import EdgeConfig, EdgeEntry, ServerEntry
 from client.errors import ClientError
-from client.nginx import Nginx
 
 _INTERVAL_S = 1.0
 _MOST_SERVERS = 64

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import layouts
 from client.errors import BoundNotMet, NotReady, RequestRefused
-from client.layouts import Layout
-from client.load import LoadResult, load
 from client.torchserve import TorchServe
+from client.tuning import layouts
+from client.tuning.layouts import Layout
+from client.tuning.load import LoadResult, load
 
 DEFAULT_DELAY_MS = 100
 _CLIENTS = (1, 2, 4, 8, 16, 32, 64)

@@ -1,6 +1,6 @@
 """A bounded load on one model of a server, and what became of every request.
 
-    from client.load import load
+    from client.tuning.load import load
 
     result = load(TorchServe(), "lenet5-digits", [Path("digit.png").read_bytes()], concurrency=8, duration_s=10)
     print(result.requests_per_s, result.latency_ms(0.99), result.counts)
@@ -33,7 +33,7 @@ from urllib.parse import quote, urlsplit
 from client.errors import ClientError, LoadRefused
 from client.scaling import is_here
 from client.torchserve import TorchServe
-from client.wire import MalformedAnswer, Wire
+from client.tuning.wire import MalformedAnswer, Wire
 
 MAX_CONCURRENCY, MAX_DURATION_S, MAX_RATE = 256, 600.0, 20_000.0
 SUCCESS = "200"

@@ -1,0 +1,1 @@
+"""The command `edge`: nginx in front of one or more servers."""

@@ -1,0 +1,1 @@
+"""The command `rollout`: a new version beside the old one."""
