@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from client.torchserve import TorchServe
 from server import effective, processes, properties
 from server.config import ROOT, ServerConfig
 from server.errors import AlreadyRunning, ConfigError, StartFailed
+from server.failures import StartLogs
 
 PUBLIC_KEY_VARIABLE = "ARCHIVE_PUBLIC_KEY"
 """Where it names a file, only archives that the owner of that key signed are served."""
@@ -95,11 +95,10 @@ def start(
         "--models", *(f"{archive.stem}={archive.name}" for archive in archives),
         "--ts-config", str(effective_config), "--log-config", str(LOG_CONFIG),
     )  # fmt: skip
-    model_log = logs / "model_log.log"
-    log_offset = model_log.stat().st_size if model_log.exists() else 0
+    said = StartLogs.begin(logs)
     try:
         _run(command, run_dir, _environment(run_dir, log_format, foreground), foreground)
-        return _wait(run_dir, config, [archive.stem for archive in archives], timeout_s, log_offset)
+        return _wait(run_dir, config, [archive.stem for archive in archives], timeout_s, said)
     except BaseException:
         processes.clear(run_dir)
         raise
@@ -146,7 +145,7 @@ def _environment(run_dir: Path, log_format: LogFormat, foreground: bool) -> dict
     return environment
 
 
-def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: float, log_offset: int) -> RunningServer:
+def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: float, said: StartLogs) -> RunningServer:
     server = RunningServer(
         config.value("inference_address"),
         config.value("management_address"),
@@ -161,8 +160,8 @@ def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: flo
         while model not in server.models:
             if process is None or not processes.is_alive(process):
                 raise StartFailed(f"TorchServe ended: {_last_line(run_dir / 'logs' / 'console.log')}")
-            if failure := _load_failure(run_dir / "logs" / "model_log.log", log_offset):
-                raise StartFailed(f"a worker cannot load its model: {failure}")
+            if failure := said.failure():
+                raise StartFailed(failure)
             try:
                 server.models[model] = client.wait_until_ready(model, timeout_s=_LOOK_INTERVAL_S)
             except NotReady as error:
@@ -185,25 +184,3 @@ def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     said = [line for line in lines if line.strip() and not line[0].isspace()]
     return f"{said[-1]} ({log})" if said else f"see the lines above, or {log.parent}"
-
-
-def _load_failure(log: Path, offset: int) -> str | None:
-    """The exception that ended a worker: the first one logged after `offset`, since those after it follow from it."""
-    text = log.read_bytes() if log.exists() else b""
-    new = text[offset if offset <= len(text) else 0 :].decode(errors="replace")
-    lines = [_message(line) for line in new.splitlines()]
-    if not any("Backend worker process died" in line for line in lines):
-        return None
-    start = next((number for number, line in enumerate(lines) if line.startswith("Traceback")), len(lines))
-    raised = (line for line in lines[start + 1 :] if line and not line.startswith(" "))
-    return next(raised, f"see {log}")
-
-
-def _message(line: str) -> str:
-    """What the worker printed, without what the log says beside it in either format."""
-    if not line.startswith("{"):
-        return line.partition("MODEL_LOG - ")[2]
-    try:
-        return str(json.loads(line)["message"])
-    except (ValueError, KeyError):
-        return ""

@@ -25,7 +25,6 @@ pytestmark = [
 ]
 
 MB = 1 << 20
-FAILS_WITHIN_S = 15
 TOO_LITTLE_FOR_AN_ARCHIVE = 300_000
 # A worker that has loaded takes 250 MB and Java 150 MB.
 TOO_LITTLE_FOR_A_SERVER_MB, TOO_LITTLE_FOR_A_WORKER_MB, ENOUGH_MB = 330, 200, 2_000
@@ -121,9 +120,9 @@ def test_no_room_for_temporary_files(tmp_path: Path, model_store: Path, run_dir:
         environment = {**os.environ, "TMPDIR": str(temp), "TEMP": str(temp)}
         filler = fill(temp)
         os.truncate(filler, filler.stat().st_size - TOO_LITTLE_FOR_AN_ARCHIVE)
-        failed = start(run_dir, model_store, port, FAILS_WITHIN_S, env=environment)
+        failed = start(run_dir, model_store, port, env=environment)
         assert is_one_line_error(failed), failed.stderr
-        assert "No space left on device" in (run_dir / "logs" / "ts_log.log").read_text()
+        assert f"TorchServe cannot load {MODEL}.mar: java.io.IOException: No space left on device" in failed.stderr
         assert processes.find(run_dir) is None
         assert list(temp.iterdir()) == [filler]
         filler.unlink()
@@ -182,8 +181,9 @@ def test_no_memory_for_a_worker(model_store: Path, run_dir: Path, digit: bytes) 
     """The system kills the worker: the start ends with an error and leaves nothing, the doctor names the memory."""
     port = free_ports()
     with memory_limit(TOO_LITTLE_FOR_A_SERVER_MB) as group:
-        failed = start(run_dir, model_store, port, FAILS_WITHIN_S, preexec_fn=partial(enter, group))
+        failed = start(run_dir, model_store, port, preexec_fn=partial(enter, group))
         assert is_one_line_error(failed), failed.stderr
+        assert "kills for want of memory: python -m archive doctor" in failed.stderr
         assert killed_in(group) > 0
         assert processes.find(run_dir) is None
         assert processes.workers(run_dir) == []
