@@ -369,6 +369,9 @@ def test_what_passes_and_what_does_not(edge: RunningEdge, method: str, path: str
     request.url = edge.url + path  # as it stands: requests would decode it
     with plain_session() as session:
         answer = session.send(request, timeout=30)
+        if answer.status_code == 503:  # the last server that was asked was exchanging its token
+            assert answer.json()["message"].endswith("ask again.")
+            answer = session.send(request, timeout=30)
     assert answer.status_code == status
     if status != 200:
         document = answer.json()
