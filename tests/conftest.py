@@ -9,7 +9,9 @@ import json
 import random
 import shutil
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,15 @@ def free_ports() -> int:
         except OSError:
             continue
         return first
+
+
+def wait_for(condition: Callable[[], object], awaited: str, timeout_s: float = 60.0) -> float:
+    """Seconds until `condition` held; fails if it does not in time."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < timeout_s, f"not within {timeout_s:g} s: {awaited}"
+        threading.Event().wait(0.05)
+    return time.monotonic() - started
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from client.tokens import Token
 from client.torchserve import TorchServe
 from server import launch, processes
 from server.launch import RunningServer
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports
+from tests.conftest import CONFIG, MODEL, ROOT, free_ports, wait_for
 
 EXPIRY_S = 6
 SHOWS_WITHIN_S = 5
@@ -89,15 +89,6 @@ def command_line(server: RunningServer, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "client", *place, *map(str, arguments)]
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float, awaited: str) -> float:
-    """Seconds until `condition` held."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < timeout_s, f"{awaited} not within {timeout_s} s"
-        threading.Event().wait(0.05)
-    return time.monotonic() - started
-
-
 @pytest.fixture
 def probe(harmed: TorchServe, own: RunningServer, run: Path) -> Iterator[str]:
     """The address of `ready --http` for the harmed server."""
@@ -121,13 +112,13 @@ def test_a_worker_that_hangs_shows_within_seconds(probe: str, harmed: TorchServe
     for _ in range(2):
         [worker] = workers(harmed)
         worker.suspend()
-        wait_for(lambda: readyz(probe).status_code == 503, SHOWS_WITHIN_S, "not ready")
+        wait_for(lambda: readyz(probe).status_code == 503, "not ready", SHOWS_WITHIN_S)
         token = json.loads(own.key_file.read_text())["inference"]["key"]
         ping = requests.get(f"{own.inference_url}/ping", headers={"Authorization": f"Bearer {token}"}, timeout=10)
         assert ping.json() == {"status": "Healthy"}
         assert requests.get(f"{probe}/healthz", timeout=10).json() == {"status": "alive"}
         worker.resume()
-        wait_for(lambda: readyz(probe).status_code == 200, 20, "ready again")
+        wait_for(lambda: readyz(probe).status_code == 200, "ready again", 20)
 
 
 def test_a_killed_worker_shows_within_seconds(probe: str, harmed: TorchServe) -> None:
@@ -139,9 +130,9 @@ def test_a_killed_worker_shows_within_seconds(probe: str, harmed: TorchServe) ->
             worker.send_signal(signal.SIGKILL)
         return readyz(probe).status_code == 503
 
-    wait_for(kill_and_look, SHOWS_WITHIN_S, "not ready")
+    wait_for(kill_and_look, "not ready", SHOWS_WITHIN_S)
     assert re.search("0 of 1 workers|no answer|Worker died", readyz(probe).json()["reason"])
-    wait_for(lambda: readyz(probe).status_code == 200, 60, "ready again")
+    wait_for(lambda: readyz(probe).status_code == 200, "ready again", 60)
 
 
 def test_a_wrong_answer_is_not_ready(own: RunningServer, harmed: TorchServe, run: Path, tmp_path: Path) -> None:
@@ -216,7 +207,7 @@ def test_a_full_queue_is_waited_for(own: RunningServer, harmed: TorchServe, digi
     worker.suspend()
     with ThreadPoolExecutor(20) as pool:
         asked = [pool.submit(harmed.predict, MODEL, digit) for _ in range(20)]
-        wait_for(lambda: is_full(own, digit), 20, "a full queue")
+        wait_for(lambda: is_full(own, digit), "a full queue", 20)
         worker.resume()
         assert all(len(answer.result()) == 5 for answer in asked)
 
@@ -232,9 +223,9 @@ def test_a_killed_worker_costs_no_prediction(
     before = requests_counted(own)
     with ThreadPoolExecutor(13) as pool:
         asked = pool.submit(first.predict, MODEL, digit)
-        wait_for(lambda: requests_counted(own) > before, 10, "the first request")
+        wait_for(lambda: requests_counted(own) > before, "the first request", 10)
         others = [pool.submit(harmed.predict, MODEL, digit) for _ in range(12)]
-        wait_for(lambda: is_full(own, digit), 20, "a full queue, so that the worker has the first request")
+        wait_for(lambda: is_full(own, digit), "a full queue, so that the worker has the first request", 20)
         worker.send_signal(signal.SIGKILL)
         if retry_s:
             assert len(asked.result()) == 5
@@ -308,7 +299,7 @@ def test_a_killed_run_goes_on(torchserve: RunningServer, run: Path, tmp_path: Pa
     with subprocess.Popen(
         command_line(torchserve, *arguments, "--concurrency", "1"), cwd=ROOT, stderr=subprocess.PIPE
     ) as process:
-        wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 20, 60, "rows")
+        wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 20, "rows", 60)
         process.kill()
     rows = output.read_bytes().count(b"\n") - (suffix == "csv")
     assert rows < 400

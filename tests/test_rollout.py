@@ -29,9 +29,9 @@ from client.torchserve import TorchServe
 from server import launch, processes
 from server.launch import RunningServer
 from tests.broken import repacked, replaced
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports
-from tests.test_client_live import command, command_line, wait_for
-from tests.test_edge import TEMPLATE, RunningEdge, behind, make_folder, running
+from tests.conftest import CONFIG, MODEL, ROOT, free_ports, wait_for
+from tests.edges import TEMPLATE, RunningEdge, behind, make_folder, running
+from tests.test_client_live import command, command_line
 
 MARK = "MAR-INF/MANIFEST.json"
 VERSIONS = count(2)
@@ -117,7 +117,7 @@ def test_a_good_version_is_promoted_also_after_a_kill(
     with subprocess.Popen(
         command_line(rolling, "rollout", MODEL, archive, *options(run, "10m")), cwd=ROOT, stderr=subprocess.PIPE
     ) as first:
-        wait_for(lambda: watching(server, new), 120, "the new version")
+        wait_for(lambda: watching(server, new), "the new version", 120)
         first.send_signal(number)
         _, complaint = first.communicate(timeout=60)
     assert server.describe(MODEL)["modelVersion"] == old
@@ -206,7 +206,7 @@ class Users:
     def next(self, count: int) -> Counter[str]:
         """Which versions answer the next requests; those on their way when it is called are left out."""
         first = len(self.versions) + 1
-        wait_for(lambda: self.failed or len(self.versions) >= first + count, 60, f"{count} answers")
+        wait_for(lambda: self.failed or len(self.versions) >= first + count, f"{count} answers", 60)
         return Counter(self.versions[first : first + count])
 
 
@@ -224,7 +224,7 @@ def test_users_behind_an_edge_get_the_share_and_no_failure(
     with Users(edge, digit) as users, ThreadPoolExecutor(1) as pool:
         assert users.next(10) == {old: 10}
         finished = pool.submit(command, rolling, "rollout", MODEL, archive, *share)
-        wait_for(lambda: new in canary.read_text() or finished.done(), 120, "the share")
+        wait_for(lambda: new in canary.read_text() or finished.done(), "the share", 120)
         assert 0.1 < users.next(100)[new] / 100 < 0.6
         assert finished.result().returncode == (0 if promoted else 1), finished.result().stderr
         assert users.next(50) == {new if promoted else old: 50}
@@ -244,7 +244,7 @@ def test_users_see_nothing_of_a_killed_rollout(
     share = [*options(run, "10m"), "--canary", "33%", "--edge", canary]
     with Users(edge, digit) as users:
         with subprocess.Popen(command_line(rolling, "rollout", MODEL, archive, *share), cwd=ROOT) as first:
-            wait_for(lambda: new in canary.read_text(), 120, "the share")
+            wait_for(lambda: new in canary.read_text(), "the share", 120)
             first.kill()
         assert set(users.next(100)) == {old, new}
         aborted = command(rolling, "rollout", MODEL, "--abort", "--edge", canary)

@@ -13,8 +13,8 @@ from client import scaling
 from client.errors import ClientError, NoWorkers, TooManyWorkers
 from client.torchserve import TorchServe
 from server.launch import RunningServer
-from tests.conftest import MODEL
-from tests.test_client_live import command, wait_for
+from tests.conftest import MODEL, wait_for
+from tests.test_client_live import command
 
 MB = 1_000_000
 
@@ -51,7 +51,7 @@ class Load:
 
     def wait_for_more(self, count: int) -> None:
         expected = self.answered + count
-        wait_for(lambda: self.answered >= expected, 60, f"{count} more answers")
+        wait_for(lambda: self.answered >= expected, f"{count} more answers", 60)
 
     def end(self) -> None:
         self._stop.set()
@@ -67,7 +67,7 @@ def test_scaling_under_load_costs_no_prediction(torchserve: RunningServer, scale
             scaled.scale(MODEL, workers)
             patient.wait_for_more(20)
         scaled.scale(MODEL, 0)
-        wait_for(lambda: len(hasty.failures) >= 3, 30, "requests that find no worker")
+        wait_for(lambda: len(hasty.failures) >= 3, "requests that find no worker", 30)
         scaled.scale(MODEL, 1)
         patient.wait_for_more(20)
     finally:

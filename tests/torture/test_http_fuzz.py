@@ -21,9 +21,9 @@ import pytest
 
 from client.tuning.load import SUCCESS, load
 from server.launch import RunningServer
-from tests.conftest import MODEL, free_ports
-from tests.test_edge import KEY, Load, RunningEdge, make_folder, running, wait_for
-from tests.test_edge import load as load_by_edge
+from tests.conftest import MODEL, free_ports, wait_for
+from tests.edges import KEY, Load, RunningEdge, make_folder, running
+from tests.edges import load as load_by_edge
 from tests.torture.conftest import DEADLY, IS_LONG, Record, hasty, processes_of
 
 pytestmark = pytest.mark.torture

@@ -17,8 +17,8 @@ import pytest
 from client.torchserve import TorchServe
 from client.tuning.load import SUCCESS, load
 from server.launch import RunningServer
-from tests.conftest import MODEL
-from tests.test_client_live import wait_for, workers
+from tests.conftest import MODEL, wait_for
+from tests.test_client_live import workers
 from tests.torture.conftest import IS_LONG, Record
 
 pytestmark = pytest.mark.torture
@@ -74,7 +74,7 @@ def kill_one(client: TorchServe) -> Kill:
     """Kill a worker and wait until another has taken its place."""
     victim, killed_s = workers(client)[0], time.perf_counter()
     victim.kill()
-    wait_for(lambda: is_whole(client, victim), REPLACED_WITHIN_S, "another worker")
+    wait_for(lambda: is_whole(client, victim), "another worker", REPLACED_WITHIN_S)
     return Kill(killed_s, time.perf_counter())
 
 
@@ -100,7 +100,7 @@ def test_killed_workers(tortured: RunningServer, photograph: bytes, record: Reco
     with loaded(tortured, photograph) as ends:
         began_s = time.perf_counter()
         client.scale(MODEL, WORKERS)
-        wait_for(lambda: is_whole(client), REPLACED_WITHIN_S, "the second worker")
+        wait_for(lambda: is_whole(client), "the second worker", REPLACED_WITHIN_S)
         whole_s = time.perf_counter()
         for _ in range(KILLS):
             threading.Event().wait(EVERY_S)
@@ -127,7 +127,7 @@ def test_lost_requests_show(tortured: RunningServer, photograph: bytes) -> None:
     with loaded(tortured, photograph) as ends:
         killed_s = time.perf_counter()
         client.scale(MODEL, 0)
-        wait_for(lambda: ends and ends[-1][1] != SUCCESS, 60, "failed requests")
+        wait_for(lambda: ends and ends[-1][1] != SUCCESS, "failed requests", 60)
     client.scale(MODEL, 1)
     with pytest.raises(AssertionError, match="are in one worker"):
         check_failures(ends, [Kill(killed_s, 0)], client.describe(MODEL)["batchSize"])

@@ -16,8 +16,7 @@ import pytest
 
 from client.torchserve import TorchServe
 from server import processes
-from tests.conftest import MODEL, ROOT, free_ports
-from tests.test_client_live import wait_for
+from tests.conftest import MODEL, ROOT, free_ports, wait_for
 
 pytestmark = [
     pytest.mark.torture,
@@ -163,7 +162,7 @@ def memory_limit(megabytes: int) -> Iterator[Path]:
     try:
         yield group
     finally:
-        wait_for(lambda: not (group / "cgroup.procs").read_text(), 30, "the end of every process there")
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), "the end of every process there", 30)
         group.rmdir()
 
 

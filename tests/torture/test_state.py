@@ -17,8 +17,7 @@ from client.tuning.load import SUCCESS
 from server import launch, processes
 from server.config import ServerConfig
 from server.launch import RunningServer
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports
-from tests.test_client_live import wait_for
+from tests.conftest import CONFIG, MODEL, ROOT, free_ports, wait_for
 from tests.torture.conftest import Record
 
 pytestmark = pytest.mark.torture
@@ -61,7 +60,7 @@ def test_the_declared_state_wins_over_a_snapshot(model_store: Path, tmp_path: Pa
 
         start_bare(tmp_path, model_store)
         client.wait_until_ready(MODEL)
-        wait_for(lambda: client.ready_workers(MODEL) == 2, 60, "what TorchServe remembers")
+        wait_for(lambda: client.ready_workers(MODEL) == 2, "what TorchServe remembers", 60)
         stop_keeping_temp(tmp_path)
 
         assert launch.start(tmp_path, model_store, CONFIG, port).models == {MODEL: 1}
@@ -115,9 +114,9 @@ def test_a_clock_that_jumps(tortured: RunningServer, digit: bytes, tmp_path: Pat
     assert token() == old, "the control: a clock that does not jump costs no token"
 
     jumping = JumpingClient(tortured, digit, tmp_path)
-    wait_for(lambda: has_connection(jumping.process.pid), 60, "its first request")
+    wait_for(lambda: has_connection(jumping.process.pid), "its first request", 60)
     jumping.set("+2h")
-    wait_for(lambda: token() != old, 60, "a new token")
+    wait_for(lambda: token() != old, "a new token", 60)
     jumping.set("-2h")
     counts = jumping.counts()
     record("answers", counts)

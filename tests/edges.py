@@ -1,0 +1,192 @@
+"""A real edge for tests: its folder, its process, and clients that ask it without end."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import requests
+import yaml
+from requests.adapters import HTTPAdapter
+
+from client.edge.nginx import Nginx
+from server.launch import RunningServer
+from tests.conftest import MODEL, ROOT, wait_for
+
+TEMPLATE = ROOT / "deploy" / "nginx"
+KEY = "0123456789abcdef" * 4
+READ_TIMEOUT_S = 3.0
+HEADER_TIMEOUT_S = 2.0
+PAUSE_S = 0.005
+"""Between two requests of one client: the servers are to be harmed, not measured."""
+
+
+def plain_session(key: str | None = KEY, source: str = "127.0.0.1") -> requests.Session:
+    """HTTP as any client speaks it, from an address of this machine."""
+    session = requests.Session()
+    session.trust_env = False
+    adapter = HTTPAdapter()
+    adapter.init_poolmanager(1, 1, source_address=(source, 0))
+    session.mount("http://", adapter)
+    if key is not None:
+        session.headers["Authorization"] = f"Bearer {key}"
+    return session
+
+
+@dataclass
+class RunningEdge:
+    """An edge, its folder and what it has said so far."""
+
+    folder: Path
+    url: str
+    https_url: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "said").read_text()
+
+    def predict(self, image: bytes, key: str | None = KEY, model: str = MODEL) -> requests.Response:
+        with plain_session(key) as session:
+            return session.post(f"{self.url}/predictions/{model}", data=image, timeout=30)
+
+    def ready(self) -> bool:
+        try:
+            return requests.get(f"{self.url}/readyz", timeout=30).ok
+        except requests.ConnectionError:
+            return False
+
+    def in_service(self) -> set[str]:
+        return {mark.name for mark in (self.folder / "run" / "in-service").iterdir()}
+
+    def change_servers(self, **values: object) -> None:
+        """Give every server that `values` names this value of `drained`."""
+        file = self.folder / "servers.yaml"
+        document = yaml.safe_load(file.read_text())
+        for entry in document["servers"]:
+            entry["drained"] = values.get(entry["name"], False)
+        partial = file.with_suffix(".partial")
+        partial.write_text(yaml.safe_dump(document))
+        partial.replace(file)
+
+
+@dataclass
+class Load:
+    """Clients that ask one after another for as long as they are wanted: statuses and seconds of every request."""
+
+    statuses: Counter[object] = field(default_factory=Counter)
+    slowest_s: float = 0.0
+
+    @property
+    def failed(self) -> dict[object, int]:
+        return {status: count for status, count in self.statuses.items() if status != 200}
+
+    @property
+    def total(self) -> int:
+        return self.statuses.total()
+
+
+@contextmanager
+def load(edge: RunningEdge, image: bytes, clients: int = 3) -> Iterator[Load]:
+    """Predictions over connections that stay open, while the block runs and a little longer."""
+    result, stop, lock = Load(), threading.Event(), threading.Lock()
+
+    def ask() -> None:
+        with plain_session() as session:
+            while not stop.wait(PAUSE_S):
+                started = time.monotonic()
+                status: object
+                try:
+                    answer = session.post(f"{edge.url}/predictions/{MODEL}", data=image, timeout=60)
+                    status = answer.status_code
+                except requests.RequestException as error:
+                    status = type(error).__name__
+                with lock:
+                    result.statuses[status] += 1
+                    result.slowest_s = max(result.slowest_s, time.monotonic() - started)
+
+    with ThreadPoolExecutor(clients) as pool:
+        tasks = [pool.submit(ask) for _ in range(clients)]
+        try:
+            wait_for(lambda: result.total >= 2 * clients, "the load's first answers")
+            yield result
+            seen = result.total
+            wait_for(lambda: result.total >= seen + 20 * clients, "the load's last answers")
+        finally:
+            stop.set()
+        for task in tasks:
+            task.result()
+
+
+def make_folder(folder: Path, port: int, document: object) -> Path:
+    """A copy of deploy/nginx with a certificate, a key, and timeouts that a test can wait for."""
+    shutil.copytree(TEMPLATE, folder)
+    (folder / "listen.conf").write_text(
+        f"listen 127.0.0.1:{port};\nlisten 127.0.0.1:{port + 1} ssl;\n"
+        "ssl_certificate certificate.pem;\nssl_certificate_key certificate.key;\n"
+    )
+    subprocess.run(["bash", "-ec", certificate_command()], cwd=folder, check=True, capture_output=True)
+    (folder / "keys.conf").write_text(f'map $http_authorization $client {{ default ""; "Bearer {KEY}" "tests"; }}\n')
+    (folder / "servers.yaml").write_text(yaml.safe_dump(document))
+    substitute(folder / "hop.conf", "proxy_read_timeout 10s", f"proxy_read_timeout {READ_TIMEOUT_S:g}s")
+    substitute(folder / "nginx.conf", "client_header_timeout 10s", f"client_header_timeout {HEADER_TIMEOUT_S:g}s")
+    return folder
+
+
+def certificate_command() -> str:
+    """The documented line."""
+    page = (ROOT / "docs" / "edge.md").read_text()
+    [line] = re.findall(r"^(openssl req (?:.*\\\n)*.*)$", page, flags=re.MULTILINE)
+    return str(line)
+
+
+def substitute(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+@contextmanager
+def running(folder: Path, port: int, *, wait: bool = True) -> Iterator[RunningEdge]:
+    """The command `edge` on a folder, until it is stopped in order."""
+    with (folder / "said").open("ab") as said:
+        process = start(folder, said.fileno())
+    edge = RunningEdge(folder, f"http://127.0.0.1:{port}", f"https://localhost:{port + 1}", process)
+    try:
+        if wait:
+            wait_for(lambda: edge.ready() or process.poll() is not None, "the edge is ready")
+            assert process.poll() is None, edge.said
+        yield edge
+    finally:
+        edge.process.terminate()
+        assert edge.process.wait(timeout=90) == 0, edge.said
+        assert not Nginx(folder).is_running()
+
+
+def start(folder: Path, output: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "client", "edge", str(folder)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+
+
+def behind(servers: Mapping[str, RunningServer], golden: Path | None = None) -> dict[str, object]:
+    """What servers.yaml says of them."""
+    entries = [
+        {
+            "name": name,
+            "url": server.inference_url,
+            "management_url": server.management_url,
+            "key_file": str(server.key_file),
+        }
+        for name, server in servers.items()
+    ]
+    return {"models": {MODEL: str(golden) if golden else None}, "servers": entries}
