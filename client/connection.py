@@ -169,8 +169,8 @@ class Connection:
             return ModelNotFound(f"{message} (`python -m client models` lists what is served)")
         if response.status_code == 405 and api == "management":
             return ModelApiOff(
-                "the server does not let models be registered or removed: add the line enable_model_api=true to the "
-                "file it is started with, for example config/config.cpu.properties, and start it again"
+                "the server does not let models be registered or removed: set enable_model_api=true in the file it "
+                "is started with, for example config/config.cpu.properties, and start it again"
             )
         # "Prediction failed" has this status as well, under another type.
         if response.status_code == 503 and name == "ServiceUnavailableException":

@@ -153,7 +153,7 @@ def _import_gradio(uploads: Path) -> Any:
     try:
         import gradio
     except ImportError:
-        raise PageUnusable("the page needs gradio: pip install 'gradio>=6'") from None
+        raise PageUnusable("the page needs gradio: pip install 'gradio>=6.31'") from None
     return gradio
 
 

@@ -241,7 +241,7 @@ def test_without_gradio_one_line_says_what_to_install(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert finished.returncode == 1
-    assert finished.stderr == "error: the page needs gradio: pip install 'gradio>=6'\n"
+    assert finished.stderr == "error: the page needs gradio: pip install 'gradio>=6.31'\n"
 
 
 def test_a_drawing_is_turned_light_on_dark() -> None:
