@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,9 @@ def write_shard(out: Path, rows: Sequence[dict[str, Any]], digest: str) -> Path:
     )  # fmt: skip
     key = hashlib.sha256("\0".join(row["path"] for row in rows).encode()).hexdigest()[:16]
     target = out / f"part-{key}.parquet"
-    with tempfile.NamedTemporaryFile(dir=out, prefix=".part-", suffix=".partial", delete=False) as partial:
-        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), partial)
-    return Path(partial.name).replace(target)
+    partial = out / f".part-{key}.{uuid.uuid4().hex}.partial"
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), partial)
+    return partial.replace(target)
 
 
 def _answered(file: str, answer: dict[str, float]) -> dict[str, Any]:

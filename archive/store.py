@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import filecmp
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from archive.errors import VersionTaken
-from archive.members import MANIFEST_FILE, signature_path
+from archive.members import DIGESTS_FILE, MANIFEST_FILE, signature_path
 from archive.verify import Verified
 
 
@@ -53,7 +54,7 @@ def _holds(target: Path, packed: Path, version: str) -> bool:
     held = _held_version(target)
     if _number(held) < _number(version):
         return False
-    if target.read_bytes() == packed.read_bytes():
+    if filecmp.cmp(target, packed, shallow=False):
         return True
     if _number(held) > _number(version):
         raise VersionTaken(f"{target} is version {held}, and {version} is not higher: give a higher --version")
@@ -99,7 +100,7 @@ def _differing(target: Path, packed: Path) -> list[str]:
     for path in (target, packed):
         with zipfile.ZipFile(path) as archive:
             checksums.append({(info.filename, info.CRC) for info in archive.infolist()})
-    return sorted({name for name, _ in checksums[0] ^ checksums[1]} - {"digests.json"}) or ["its layout"]
+    return sorted({name for name, _ in checksums[0] ^ checksums[1]} - {DIGESTS_FILE}) or ["its layout"]
 
 
 @contextmanager

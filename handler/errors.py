@@ -1,15 +1,17 @@
-"""What a client can get wrong with one image, as values of one small tree.
+"""Why one row of a batch is not answered, as values of one small tree.
 
 RequestError
 ├── InvalidRequest    400  nothing sent, or bytes that cannot be decoded as the image they claim to be
 ├── ImageTooLarge     413  more pixels or a longer aspect than the settings allow
-└── UnsupportedImage  415  not an image, or a format that is not taken
+├── UnsupportedImage  415  not an image, or a format that is not taken
+└── InternalError     500  our own mistake, which no request should be able to bring about
 
 A refusal belongs to one row of a batch; its neighbours are answered as if it had not been there.
 """
 
 from __future__ import annotations
 
+import json
 from typing import ClassVar
 
 
@@ -22,6 +24,10 @@ class RequestError(Exception):
     def body(self) -> dict[str, int | str]:
         """The error body in TorchServe's own shape."""
         return {"code": self.code, "type": type(self).__name__, "message": str(self)}
+
+    def encode(self) -> bytes:
+        """That as JSON."""
+        return json.dumps(self.body()).encode()
 
 
 class InvalidRequest(RequestError):
@@ -37,3 +43,8 @@ class ImageTooLarge(RequestError):
 class UnsupportedImage(RequestError):
     code = 415
     phrase = "Unsupported Media Type"
+
+
+class InternalError(RequestError):
+    code = 500
+    phrase = "Internal Server Error"

@@ -52,37 +52,38 @@ def images(folder: Path) -> list[bytes]:
     """The encoded golden images, in the order of their answers.
 
     Raises:
-        GoldenMismatch: they cannot be read.
+        GoldenMismatch: they cannot be read, or there are none.
     """
-    _, encoded = _read(folder)
-    return encoded
+    names = _read(folder)["probabilities"]
+    if not names:
+        raise GoldenMismatch(f"{folder / GOLDEN_FILE} lists no image")
+    try:
+        return [(folder / name).read_bytes() for name in names]
+    except OSError as error:
+        raise _unreadable(error) from error
 
 
 def check(
-    folder: Path,
-    predict: Callable[[Sequence[bytes]], torch.Tensor],
-    class_names: Sequence[str],
-    tolerance: float | None = None,
-) -> tuple[int, float]:
-    """Answer the golden images with `predict` (encoded images → float[N,K]) and compare.
+    folder: Path, predict: Callable[[], torch.Tensor], class_names: Sequence[str], tolerance: float | None = None
+) -> float:
+    """Compare answers to the golden images with those that training measured.
 
     Args:
+        predict: gives the answers, float[N,K] in the order of `images`.
         tolerance: largest difference of a probability that passes; None is the one that training wrote down.
 
     Returns:
-        How many images were answered, and the largest difference of a probability.
+        The largest difference of a probability.
 
     Raises:
         GoldenMismatch: a label or a probability is not what training measured, or there is nothing to compare with.
     """
-    document, encoded = _read(folder)
+    document = _read(folder)
     expected, golden_names = document["probabilities"], document["class_names"]
     tolerance = document["tolerance"] if tolerance is None else tolerance
     if golden_names != list(class_names):
         raise GoldenMismatch(f"labels are {list(class_names)}, but training measured {golden_names}")
-    if not encoded:
-        raise GoldenMismatch(f"{folder / GOLDEN_FILE} lists no image")
-    answered = predict(encoded).float().cpu()
+    answered = predict().float().cpu()
     wanted = torch.tensor(list(expected.values()))
     if answered.shape != wanted.shape:
         raise GoldenMismatch(f"the model answers {list(answered.shape)}, training measured {list(wanted.shape)}")
@@ -94,15 +95,19 @@ def check(
             f"{list(expected)[image]}, class {golden_names[label]!r}: {answered[image, label]:.6f} instead of "
             f"{wanted[image, label]:.6f}, tolerance {tolerance:g}"
         )
-    return len(encoded), worst
+    return worst
 
 
-def _read(folder: Path) -> tuple[_Document, list[bytes]]:
+def _read(folder: Path) -> _Document:
     try:
         document: _Document = json.loads((folder / GOLDEN_FILE).read_text(encoding="utf-8"))
         missing = _Document.__required_keys__ - document.keys()
         if missing:
             raise KeyError(*missing)
-        return document, [(folder / name).read_bytes() for name in document["probabilities"]]
+        return document
     except (OSError, ValueError, KeyError) as error:
-        raise GoldenMismatch(f"the golden answers cannot be read: {error!r}") from error
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> GoldenMismatch:
+    return GoldenMismatch(f"the golden answers cannot be read: {error!r}")

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ts.torch_handler.base_handler import BaseHandler
 
 from handler import early_answers, explanation, golden, runtime, variants
 from handler.decoding import FORMATS, decode
-from handler.errors import RequestError
+from handler.errors import InternalError, RequestError
 from handler.identity import Identity
 from handler.metrics import Metrics
 from handler.rows import Answer, Row
@@ -83,7 +84,15 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         if 0 < len(to_explain) < len(rows):
             early_answers.send(bodies, to_explain, context)
         for index in to_explain:
-            bodies[index] = self.explain_row(rows[index], answers[index][0])
+            try:
+                bodies[index] = self.explain_row(rows[index], answers[index][0])
+            except Exception:  # the other rows may have their answers, and TorchServe would send them an error as well
+                logger.exception("A row could not be explained")
+                failure = InternalError("the explanation failed: see the worker's log")
+                bodies[index] = failure.encode()
+                # Without effect where the head of the answer went out with the other rows.
+                context.set_response_status(code=failure.code, phrase=failure.phrase, idx=index)
+                context.set_response_content_type(index, "application/json")
         return bodies
 
     def preprocess(self, data: list[dict[str, Any]], context: Any) -> list[Row]:
@@ -109,19 +118,21 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         return [list(islice(answers, len(row.tensors))) for row in rows]
 
     def postprocess(self, rows: list[Row], answers: list[list[Answer]], context: Any) -> list[bytes]:
-        """Each row's body, which is still to come where an explanation is wanted, and its status and headers."""
+        """Each row's body, which is still to come where an explanation is wanted, and its status and headers.
+
+        A row whose answer is too long becomes a refused one in `rows`.
+        """
         bodies = []
         for index, (row, row_answers) in enumerate(zip(rows, answers, strict=True)):
             context.set_response_content_type(index, "image/png" if row.as_png else "application/json")
             for name, value in self.identity.headers.items():
                 context.set_response_header(index, name, value)
-            refusal = row.refusal
             try:
                 bodies.append(self.body(row, row_answers))
             except RequestError as too_long:
-                refusal = too_long
-                bodies.append(json.dumps(refusal.body()).encode())
-            if refusal:
+                rows[index] = replace(row, refusal=too_long)
+                bodies.append(too_long.encode())
+            if refusal := rows[index].refusal:
                 context.set_response_status(code=refusal.code, phrase=refusal.phrase, idx=index)
         return bodies
 
@@ -142,11 +153,7 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         [pixels] = row.tensors
         target = self.class_names.index(next(iter(answer)))
         time_s = self.settings.explanation_time_s
-        try:
-            explained = explanation.explain(self.model.logits, pixels.to(self.device), target, time_s)
-        except Exception as error:  # the other rows have their answers, and TorchServe would send them an error as well
-            logger.exception("A row could not be explained")
-            return json.dumps({"code": 500, "type": type(error).__name__, "message": "see the worker's log"}).encode()
+        explained = explanation.explain(self.model.logits, pixels.to(self.device), target, time_s)
         if row.as_png:
             return explained.png(pixels)
         document = explained.document(answer)
@@ -171,14 +178,6 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
             RequestError: an image cannot be decoded.
         """
         return torch.stack(list(self.map(lambda image: decode(image, self.settings), images)))
-
-    def predict(self, images: Sequence[bytes]) -> torch.Tensor:
-        """Encoded images → float32[N,K] probabilities, exactly as a request is answered.
-
-        Raises:
-            RequestError: an image cannot be decoded.
-        """
-        return self.inference(list(self.decode(images)))
 
 
 def _class_names(mapping: dict[str, str] | None) -> list[str]:

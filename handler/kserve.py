@@ -90,11 +90,11 @@ def _flat(data: list[Any]) -> list[Any]:
 
 def _pixels(data: list[Any], shape: Any, settings: HandlerSettings) -> list[torch.Tensor]:
     wanted = [settings.channels, settings.crop_size, settings.crop_size]
-    if not isinstance(shape, list) or len(shape) != 4 or shape[1:] != wanted:
+    if not isinstance(shape, list) or any(type(size) is not int for size in shape) or shape[1:] != wanted:
         raise InvalidRequest(f'"inputs[0].shape" must be {["N", *wanted]}, found {shape}')
     try:
         pixels = np.asarray(data).reshape(shape)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InvalidRequest(f'"inputs[0].data" does not have the shape {shape}: {error}') from None
     if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
         raise InvalidRequest('"inputs[0].data" must be whole numbers from 0 to 255')

@@ -14,6 +14,7 @@ What each row asks for follows from its own headers alone.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,15 +25,18 @@ import torch
 
 from handler import kserve
 from handler.decoding import decode
-from handler.errors import InvalidRequest, RequestError, UnsupportedImage
+from handler.errors import InternalError, InvalidRequest, RequestError, UnsupportedImage
 from handler.identity import Identity
 from handler.settings import HandlerSettings
+
+logger = logging.getLogger(__name__)
 
 # TorchServe does not pass a query string on to the worker.
 TOP_K_HEADER = "x-top-k"
 TOP_K_FIELD = "top_k"
 # TorchServe ends a worker whose answer is longer than max_response_size, by default 6,553,500 bytes.
 _MOST_BYTES = 6_500_000
+_MOST_DIGITS = 9
 # Set by TorchServe for /explanations/NAME and /v1/models/NAME:explain, and for a description of the model.
 _EXPLAIN_HEADER, _DESCRIBE_HEADER = "explain", "describe"
 
@@ -62,7 +66,12 @@ class Row:
         asked = {name.lower(): value for name, value in headers.items()}
         if asked.get(_DESCRIBE_HEADER) == "True":
             return cls([], settings.top_k, wants="description")
-        row = cls._read(fields, asked, settings)
+        try:
+            row = cls._read(fields, asked, settings)
+        except Exception:  # the other rows of the batch shall not pay for a mistake of ours
+            logger.exception("A row could not be read")
+            failure = InternalError("the request could not be read: see the worker's log")
+            row = cls([failure], settings.top_k, refusal=failure)
         if asked.get(_EXPLAIN_HEADER) != "True" or row.refusal is not None:
             return row
         if len(row.images) != 1:
@@ -102,7 +111,7 @@ class Row:
             InvalidRequest: it is longer than TorchServe can send.
         """
         if self.refusal is not None:
-            return json.dumps(self.refusal.body()).encode()
+            return self.refusal.encode()
         body = self._body(answers, identity)
         if len(body) > _MOST_BYTES:
             raise InvalidRequest(f"the answer has {len(body)} bytes, too many: ask for fewer images or classes")
@@ -132,7 +141,7 @@ def _top_k(fields: Mapping[str, Any], headers: Mapping[str, Any], settings: Hand
     if value is None:
         return settings.top_k
     text = bytes(value).decode(errors="replace") if isinstance(value, (bytes, bytearray)) else str(value)
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
+    if not text.isascii() or not text.isdigit() or len(text) > _MOST_DIGITS or int(text) < 1:
         raise InvalidRequest(f"{TOP_K_FIELD}: expected a whole number from 1, found {text[:20]!r}")
     return int(text)
 
@@ -170,7 +179,7 @@ def _decode(value: Any, settings: HandlerSettings) -> Image:
         if isinstance(value, (torch.Tensor, RequestError)):
             return value
         if isinstance(value, str):  # TorchServe decodes text/* bodies
-            value = value.encode()
+            value = value.encode(errors="replace")
         if not isinstance(value, (bytes, bytearray)):
             raise InvalidRequest(f"expected an encoded image, found {type(value).__name__}")
         return decode(value, settings)

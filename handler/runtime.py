@@ -45,8 +45,8 @@ def share_cores(workers: int | None) -> int:
     return threads
 
 
-def settle_threads(call: Callable[[], object]) -> int:
-    """Keep torch's threads only if they make `call` faster than one does, and return how many there are now.
+def settle_threads(call: Callable[[], object]) -> None:
+    """Keep torch's threads only if they make `call` faster than one does.
 
     On a small network threads cost more than they bring, and many times more beside another busy process.
     """
@@ -56,7 +56,6 @@ def settle_threads(call: Callable[[], object]) -> int:
         torch.set_num_threads(1)
         if is_worthwhile(median_seconds(call), together_s):
             torch.set_num_threads(given)
-    return torch.get_num_threads()
 
 
 def is_worthwhile(seconds: float, faster_seconds: float) -> bool:

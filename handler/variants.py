@@ -102,7 +102,7 @@ def _try(
     """`images` gives the golden images of `folder`, decoded: uint8[N,C,H,W]."""
     started = time.perf_counter()
     predict = load()
-    count, difference = golden.check(folder, lambda _: predict(images()), class_names, ROUNDING_TOLERANCE.get(name))
+    difference = golden.check(folder, lambda: predict(images()), class_names, ROUNDING_TOLERANCE.get(name))
     loaded_s = time.perf_counter() - started
     batch = images()[torch.arange(_MEASURED_BATCH) % len(images())]
     if settle_threads:
@@ -110,7 +110,7 @@ def _try(
     batch_s = runtime.median_seconds(lambda: predict(batch))
     logger.info(
         "Variant %s: golden check passed, %d images, largest difference %.1e; loaded in %.2f s, %.0f images/s",
-        name, count, difference, loaded_s, len(batch) / batch_s,
+        name, len(images()), difference, loaded_s, len(batch) / batch_s,
     )  # fmt: skip
     return Variant(name, predict, batch_s)
 

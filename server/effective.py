@@ -109,7 +109,6 @@ def _model(properties: Properties, archive: Path) -> ModelSettings:
         notes.append(f"maxBatchDelay 0 becomes {_DEFAULT_BATCH_DELAY_MS} ms")
     notes += _ignored_timeouts(properties, declared, config)
     said = config or {}
-    timeouts = declared if config is None else {}
     return ModelSettings(
         name,
         version,
@@ -117,8 +116,8 @@ def _model(properties: Properties, archive: Path) -> ModelSettings:
         max_workers=high,
         batch_size=said.get("batchSize") or declared.get("batchSize", 1),
         batch_delay_ms=said.get("maxBatchDelay") or declared.get("maxBatchDelay", _DEFAULT_BATCH_DELAY_MS),
-        response_timeout_s=_timeout(properties, "response", said, timeouts, config is None),
-        startup_timeout_s=_timeout(properties, "startup", said, timeouts, config is None),
+        response_timeout_s=_timeout(properties, "response", config, declared),
+        startup_timeout_s=_timeout(properties, "startup", config, declared),
         client_timeout_ms=said.get("clientTimeoutInMills", 0),
         job_queue_size=said.get("jobQueueSize") or int(properties.get("job_queue_size") or 0),
         retry_timeout_s=said.get("maxRetryTimeoutInSec") or _DEFAULT_RETRY_TIMEOUT_S,
@@ -126,12 +125,10 @@ def _model(properties: Properties, archive: Path) -> ModelSettings:
     )
 
 
-def _timeout(
-    properties: Properties, kind: str, said: Mapping[str, Any], declared: Mapping[str, Any], from_file: bool
-) -> int:
+def _timeout(properties: Properties, kind: str, config: Mapping[str, Any] | None, declared: Mapping[str, Any]) -> int:
     """Seconds: any `model-config.yaml` sets both timeouts, if only to TorchServe's default."""
-    if not from_file:
-        return said.get(f"{kind}Timeout") or _DEFAULT_TIMEOUT_S
+    if config is not None:
+        return config.get(f"{kind}Timeout") or _DEFAULT_TIMEOUT_S
     return int(declared.get(f"{kind}Timeout") or properties.get(f"default_{kind}_timeout") or _DEFAULT_TIMEOUT_S)
 
 

@@ -17,7 +17,7 @@ import psutil
 
 from archive.errors import ArchiveError
 from archive.verify import verify
-from client.errors import NotReady
+from client.errors import ClientError, NotReady
 from client.torchserve import TorchServe
 from server import effective, processes, properties
 from server.config import ROOT, ServerConfig
@@ -74,8 +74,7 @@ def start(
         raise ConfigError(f"no archive in {model_store}: scripts/archive.sh RUN_FOLDER puts one there")
     for archive in archives:
         _verify(archive)
-    if found := processes.find_supervisor(run_dir) or processes.find(run_dir):
-        raise AlreadyRunning(f"a server runs in {run_dir.resolve()} (pid {found.pid}): scripts/stop.sh stops it")
+    refuse_a_second(run_dir)
     config = ServerConfig.read(config_file).with_absolute_paths()
     effective.models(properties.read(config_file), model_store)
     if first_port is not None:
@@ -102,6 +101,14 @@ def start(
     except BaseException:
         processes.clear(run_dir)
         raise
+
+
+def refuse_a_second(run_dir: Path) -> None:
+    """Raises:
+    AlreadyRunning: this run directory has a server, or somebody who keeps one up.
+    """
+    if found := processes.find_supervisor(run_dir) or processes.find(run_dir):
+        raise AlreadyRunning(f"a server runs in {run_dir.resolve()} (pid {found.pid}): scripts/stop.sh stops it")
 
 
 def _verify(archive: Path) -> None:
@@ -164,9 +171,10 @@ def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: flo
                 raise StartFailed(failure)
             try:
                 server.models[model] = client.wait_until_ready(model, timeout_s=_LOOK_INTERVAL_S)
-            except NotReady as error:
+            except ClientError as error:
                 if time.monotonic() > deadline:
-                    awaited = str(error).partition(": ")[2]  # after one look; this was the last of many
+                    # After one look; this was the last of many.
+                    awaited = str(error).partition(": ")[2] if isinstance(error, NotReady) else str(error)
                     raise StartFailed(f"{model} is not ready after {timeout_s:g} s: {awaited}") from None
     return server
 

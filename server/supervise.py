@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from server import processes
+from server import launch, processes
 from server.drain import Drain
 from server.errors import ServerError, StartFailed
 from server.launch import LogFormat, RunningServer
@@ -60,8 +60,9 @@ class Supervisor:
         """Serve until a signal comes.
 
         Raises:
-            ServerError: it could not be started, or died too often; nothing is left running.
+            ServerError: it could not be started, or died too often; nothing of it is left running.
         """
+        launch.refuse_a_second(self.run_dir)  # what is cleared at the end would be another's
         for number in _SIGNALS:
             signal.signal(number, _raise_stop)
         self.ready_file.unlink(missing_ok=True)  # of a supervisor that was killed

@@ -32,6 +32,7 @@ import requests
 import yaml
 
 from client.edge import servers as edge_servers
+from client.edge.command import Edge
 from client.edge.nginx import Nginx
 from client.errors import ClientError
 from client.tokens import TokenKind, Tokens
@@ -332,6 +333,34 @@ def test_tokens_are_renewed_in_time(edge: RunningEdge, machines: dict[str, Machi
         wait_for(lambda: machines["c"].requests() > before, "c is asked with it", SHORT_LIFE_S)
     assert "c" in edge.in_service()
     assert result.failed == {}
+
+
+class Unrenewable:
+    """A backend whose token cannot be renewed, or can."""
+
+    def __init__(self, name: str, renewed: str | None) -> None:
+        self.entry = edge_servers.ServerEntry(name=name, url="http://127.0.0.1:9", key_file=Path("none.json"))
+        self.credential, self.renewed = "old", renewed
+
+    def renew(self) -> None:
+        if self.renewed is None:
+            raise ClientError("no API key")
+        self.credential = self.renewed
+
+
+def test_a_token_that_cannot_be_renewed_keeps_no_other_from_nginx(tmp_path: Path) -> None:
+    """The problem is told, and what the other server exchanged at the same time is what nginx sends."""
+    edge = Edge(make_folder(tmp_path / "edge", free_ports(), {"models": {}, "servers": []}))
+    backends = [Unrenewable("a", None), Unrenewable("b", "exchanged")]
+    edge.backends = list(backends)
+    edge._follow([])
+    try:
+        with pytest.raises(ClientError, match="no API key"):
+            edge._follow(backends)
+        written = (edge.nginx.run / "servers.conf").read_text()
+        assert re.findall(r"Bearer (\w+)", written) == ["old", "exchanged"]
+    finally:
+        edge.nginx.stop()
 
 
 def test_a_drained_server_gets_none(edge: RunningEdge, machines: dict[str, Machine], digit: bytes) -> None:

@@ -132,14 +132,14 @@ def test_ordinary_rows_do_not_wait_for_an_explanation(
 def test_an_explanation_that_fails_is_that_rows_alone(
     classifier: ImageClassifier, run: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error while explaining is answered in that row, since the neighbours have been answered already."""
+    """An error while explaining is that row's 500, as JSON also where a picture was asked for."""
 
     def fail(*_: Any) -> None:
         raise MemoryError("too little")
 
     monkeypatch.setattr(explanation, "explain", fail)
-    [answer], _ = ask(classifier, run, [digit], {0: EXPLAIN})
-    assert (answer["code"], answer["type"]) == (500, "MemoryError")
+    [answer], statuses = ask(classifier, run, [digit], {0: {**EXPLAIN, "Accept": "image/png"}})
+    assert (answer["code"], answer["type"], statuses) == (500, "InternalError", [500])
 
 
 def test_several_images_are_not_explained(classifier: ImageClassifier, run: Path, digit: bytes) -> None:

@@ -14,6 +14,7 @@ import torch
 from handler.decoding import decode
 from handler.golden import GoldenMismatch
 from handler.image_classifier import ImageClassifier
+from handler.rows import Row
 from handler.settings import SettingsError
 from tests.images import BAD
 from tests.worker import ask, load
@@ -184,6 +185,10 @@ def test_open_inference_v2_takes_bytes_and_pixels(classifier: ImageClassifier, r
         {"inputs": [{"datatype": "UINT8", "shape": [1, 1, 32, 32], "data": [0] * 7}]},
         {"inputs": [{"datatype": "UINT8", "shape": [1, 1, 32, 32], "data": [256] * 1024}]},
         {"inputs": [{"datatype": "UINT8", "shape": [1, 1, 32, 32], "data": [[0], [0, 1]]}]},
+        {"inputs": [{"datatype": "UINT8", "shape": [None, 1, 32, 32], "data": [0] * 1024}]},
+        {"inputs": [{"datatype": "UINT8", "shape": ["N", 1, 32, 32], "data": [0] * 1024}]},
+        {"inputs": [{"datatype": "UINT8", "shape": [1, 1.0, 32.0, 32.0], "data": [0] * 1024}]},
+        {"inputs": [{"datatype": "UINT8", "shape": [10**30, 1, 32, 32], "data": [0] * 1024}]},
         {"images": []},
         [1, 2],
         7,
@@ -197,6 +202,36 @@ def test_json_of_another_shape_is_that_rows_400(
     (refused, answer), statuses = ask(classifier, run, [{"body": document}, digit])
     assert statuses == [400, 200]
     assert refused["type"] == "InvalidRequest"
+    assert len(answer) == 5
+
+
+@pytest.mark.parametrize(
+    "body", [{"image": b"", "top_k": b"9" * 5000}, {"body": "\ud800"}], ids=["digits", "surrogate"]
+)
+def test_what_python_itself_stumbles_over_is_that_rows_4xx(
+    classifier: ImageClassifier, run: Path, digit: bytes, body: Any
+) -> None:
+    """A number with too many digits to convert, text that has no bytes: refused, and the neighbour is answered."""
+    (refused, answer), statuses = ask(classifier, run, [body, digit])
+    assert (refused["code"], statuses) == (statuses[0], [statuses[0], 200])
+    assert 400 <= statuses[0] < 500
+    assert len(answer) == 5
+
+
+def test_a_mistake_of_ours_is_one_rows_500(
+    classifier: ImageClassifier, run: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever reading a request may raise, the neighbours in the batch get their answers."""
+    read = Row._read
+
+    def stumble(fields: Any, *more: Any) -> Row:
+        if fields["body"] == b"odd":
+            raise ZeroDivisionError
+        return read(fields, *more)
+
+    monkeypatch.setattr(Row, "_read", stumble)
+    (answer, failed), statuses = ask(classifier, run, [digit, b"odd"])
+    assert (failed["type"], statuses) == ("InternalError", [200, 500])
     assert len(answer) == 5
 
 

@@ -196,11 +196,15 @@ def test_it_is_given_up_after_failures_in_a_row(
 def test_two_side_by_side(supervised: Callable[..., Supervised], digit: bytes) -> None:
     """Two servers in two directories; `server stop` ends one, its watcher included, and the other goes on."""
     first, second = supervised("first"), supervised("second")
-    again = subprocess.run(
-        [sys.executable, "-m", "server", "start", "--run-dir", str(first.run_dir)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (again.returncode, again.stdout) == (1, "")
+    for mode in ([], ["--foreground"]):
+        again = subprocess.run(
+            [sys.executable, "-m", "server", "start", "--run-dir", str(first.run_dir), *mode],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (again.returncode, again.stdout) == (1, "")
+        assert "a server runs in" in again.stderr
+        assert first.load(digit, 1, threading.Event()) == [200]
+        assert (first.run_dir / "logs" / "ready").exists()
     stop = [sys.executable, "-m", "server", "stop", "--run-dir", str(first.run_dir)]
     stopped = subprocess.run(stop, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "stopped the server" in stopped.stdout

@@ -103,7 +103,9 @@ class _RandomCrops(Dataset[tuple[torch.Tensor, int]]):
     ) -> None:
         self.images, self.settings, self.training, self.epoch = images, settings, training, epoch
         self.crop = v2.RandomResizedCrop(
-            settings.crop_size, scale=(training.augmentation.random_crop_area, 1.0), antialias=True
+            settings.crop_size,
+            scale=(training.augmentation.random_crop_area, 1.0),
+            interpolation=v2.InterpolationMode(settings.interpolation),
         )
 
     def __len__(self) -> int:

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -143,7 +144,7 @@ def _calibration_images(trained: Trained, count: int, watch: Watch) -> torch.Ten
 def _measure_speed(trained: Trained, form: Form, file: Path) -> list[dict[str, float]]:
     """fp32 and int8 for one image and for a full batch, on one thread: several would measure what else runs here."""
     encoded = golden.images(trained.folder / "golden")
-    batch_size = trained.recipe.serving.batch_size
+    batch_size = yaml.safe_load((trained.folder / "model-config.yaml").read_text())["batchSize"]
     images = torch.stack([decode(encoded[i % len(encoded)], trained.recipe.input) for i in range(batch_size)])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -209,4 +209,7 @@ def _override(document: dict[str, Any], override: str) -> None:
         target = target.setdefault(section, {}) if isinstance(target, dict) else None
     if not separator or not key or not isinstance(target, dict):
         raise RecipeError(f"--set {override}: expected section.key=value, for example training.epochs=3")
-    target[key] = yaml.safe_load(value)
+    try:
+        target[key] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override}: the value is not valid YAML") from None

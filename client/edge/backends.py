@@ -31,7 +31,7 @@ _LATE_LOOKS = 3
 """In a row, after which a server that does not answer in time is slow."""
 # Tokens are renewed this long before they expire, or a half of their life where that is shorter: before a client of the
 # same server would, since the edge must have the new one at once.
-_RENEWAL_MARGIN_S, _RENEWAL_SHARE = 120.0, 0.5
+_RENEWAL_MARGIN_S, _RENEWAL_SHARE, _RENEWAL_PAUSE_S = 120.0, 0.5, 5.0
 _SENDABLE = r"[\w.~+/=-]+"
 
 
@@ -62,6 +62,7 @@ class Server:
         self._tokens = Tokens(key_file, {})
         self._token = Token("none", None)
         self._margin_s = 0.0
+        self._renew_after = 0.0
         self._client = TorchServe(
             entry.url, entry.management_url, key_file, timeout_s=ANSWER_TIMEOUT_S, retry_s=0, connections=4
         )
@@ -121,7 +122,7 @@ class Server:
 
     def is_due(self) -> bool:
         """Whether the token is to be renewed now."""
-        return self._left_s < self._margin_s
+        return self._left_s < self._margin_s and time.monotonic() >= self._renew_after
 
     def renew(self) -> None:
         """Have the server exchange its inference token; the old one ends at once.
@@ -129,6 +130,7 @@ class Server:
         Raises:
             ClientError: it does not.
         """
+        self._renew_after = time.monotonic() + _RENEWAL_PAUSE_S
         self._client.inference_token(refused=self._token.value)
         self._take_token()
         if self._left_s <= 0:  # by a clock that is not ours

@@ -127,17 +127,25 @@ class Edge:
             self._write(state[0])
             self.nginx.start()
         elif due or state != self._running:
+            problems: list[ClientError] = []
             with self.nginx.change():
                 for backend in due:
-                    backend.renew()
+                    try:
+                        backend.renew()
+                    except ClientError as error:  # the others' new tokens must reach nginx all the same
+                        problems.append(error)
                 state = self._include(), self._files()
                 self._write(state[0])
+            if problems:
+                self._running = state
+                raise problems[0]
         self._running = state
 
     def _files(self) -> dict[str, tuple[int, int]]:
         """Which version of the folder's files nginx would run with."""
-        files = {path.name: path.stat() for path in self.folder.iterdir() if path.is_file()}
-        return {name: (status.st_mtime_ns, status.st_size) for name, status in files.items()}
+        # A hidden one is on its way to its place, and gone at any moment.
+        paths = [path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+        return {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
 
     def _write(self, include: str) -> None:
         target = self.nginx.run / "servers.conf"

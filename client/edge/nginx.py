@@ -76,22 +76,27 @@ class Nginx:
         master = self._master()
         if master is None:
             return
-        master.send_signal(signal.SIGQUIT)
-        _, alive = psutil.wait_procs([master], timeout=_STOP_TIMEOUT_S)
-        for process in alive:
-            process.terminate()
+        with suppress(psutil.NoSuchProcess):
+            master.send_signal(signal.SIGQUIT)
+            _, alive = psutil.wait_procs([master], timeout=_STOP_TIMEOUT_S)
+            for process in alive:
+                process.terminate()
 
     def _reload(self) -> None:
         master = self._master()
         if master is None:
             raise ClientError(f"the nginx of {self.folder} has ended")
-        old = set(_serving(master))
-        master.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + _CHANGE_TIMEOUT_S
-        while not (new := set(_serving(master))) or new & old:
-            if time.monotonic() > deadline:
-                raise ClientError(f"nginx did not take its new configuration; see {self.folder / 'logs' / 'error.log'}")
-            time.sleep(_POLL_INTERVAL_S)
+        try:
+            old = set(_serving(master))
+            master.send_signal(signal.SIGHUP)
+            deadline = time.monotonic() + _CHANGE_TIMEOUT_S
+            while not (new := set(_serving(master))) or new & old:
+                if time.monotonic() > deadline:
+                    log = self.folder / "logs" / "error.log"
+                    raise ClientError(f"nginx did not take its new configuration; see {log}")
+                time.sleep(_POLL_INTERVAL_S)
+        except psutil.NoSuchProcess:
+            raise ClientError(f"the nginx of {self.folder} has ended") from None
 
     def _master(self) -> psutil.Process | None:
         try:
