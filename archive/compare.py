@@ -27,11 +27,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from archive import export, reference
-from archive.errors import ArchiveError, ExportRefused
+from archive.errors import ArchiveError, ExportRefused, reason
 from archive.members import SERIALIZED_FILE
-from archive.reference import EXPORTED_PROGRAM_FILE, Predict, Reference
+from archive.reference import EXPORTED_PROGRAM_FILE, Reference
 from handler import variants
 from handler.decoding import decode
+from handler.variants import Predict
 
 LIBTORCH = Path(__file__).parent.parent / "deploy" / "libtorch"
 _REQUEST_TIMEOUT_S = 30
@@ -99,10 +100,10 @@ def _try(form: str, load: Load, known: Reference, scratch: Path) -> Home:
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript's, which is deprecated
             predict = load(known, scratch)
             return Home(form, tolerance, known.largest_difference(predict))
-    except NotHere as reason:
-        return Home(form, tolerance, not_here=str(reason))
+    except NotHere as absent:
+        return Home(form, tolerance, not_here=str(absent))
     except Exception as error:  # a form that fails is an answer as well, and the others are still to come
-        return Home(form, tolerance, failure=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        return Home(form, tolerance, failure=reason(error))
 
 
 def table(homes: Sequence[Home]) -> Table:

@@ -68,3 +68,8 @@ class InvalidArchive(ArchiveError):
 
 class SignatureError(ArchiveError):
     pass
+
+
+def reason(error: Exception) -> str:
+    """What another library raised, in one line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -25,10 +25,11 @@ import torch
 
 from archive import preprocessing, reference, triton
 from archive.build import check_name
-from archive.errors import ExportRefused
+from archive.errors import ExportRefused, reason
 from archive.members import SERIALIZED_FILE
-from archive.reference import EXPORTED_PROGRAM_FILE, Predict, Reference
+from archive.reference import EXPORTED_PROGRAM_FILE, Reference
 from handler import variants
+from handler.variants import Predict
 
 LABELS_FILE = "index_to_name.json"
 TOLERANCE = 1e-4
@@ -81,8 +82,7 @@ def write_onnx(known: Reference, path: Path) -> None:
                 verbose=False,
             )
         except Exception as error:  # the exporter raises what it likes
-            reason = str(error).strip().partition("\n")[0]
-            raise ExportRefused(f"{known.run}: not convertible to ONNX: {type(error).__name__}: {reason}") from error
+            raise ExportRefused(f"{known.run}: not convertible to ONNX: {reason(error)}") from error
     if program is None:
         raise ExportRefused(f"{known.run}: the ONNX exporter gave nothing")
     _name_batch(program)
@@ -129,8 +129,7 @@ def prove(known: Reference, predict: Predict, name: str) -> float:
         with torch.inference_mode():
             difference = known.largest_difference(predict)
     except Exception as error:  # whatever a runtime raises for a model that it cannot run
-        reason = str(error).strip().partition("\n")[0]
-        raise ExportRefused(f"{name} cannot answer the golden images: {type(error).__name__}: {reason}") from error
+        raise ExportRefused(f"{name} cannot answer the golden images: {reason(error)}") from error
     if not difference <= TOLERANCE:
         raise ExportRefused(
             f"{name} moves a golden probability by {difference:.1e}, allowed {TOLERANCE:.0e}: it is not the model that "

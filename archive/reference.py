@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from handler import golden
 from handler.decoding import decode
 from handler.errors import RequestError
 from handler.settings import HandlerSettings, SettingsError
+from handler.variants import Predict
 
 EXPORTED_PROGRAM_FILE = "model.pt2"
-
-Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,10 @@ def read(run: Path) -> Reference:
     try:
         config: dict[str, Any] = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
         settings = HandlerSettings.parse(config["handler"], f"{run / CONFIG_FILE}, section handler")
-        document = json.loads((run / GOLDEN / golden.GOLDEN_FILE).read_text(encoding="utf-8"))
+        names = json.loads((run / GOLDEN / golden.GOLDEN_FILE).read_text(encoding="utf-8"))["class_names"]
         encoded = golden.images(run / GOLDEN)
         images = torch.stack([decode(data, settings) for data in encoded])
-        probabilities = torch.tensor(list(document["probabilities"].values()))
-        return Reference(run, config, settings, document["class_names"], encoded, images, probabilities)
+        return Reference(run, config, settings, names, encoded, images, golden.answers(run / GOLDEN))
     except (SettingsError, golden.GoldenMismatch, RequestError) as error:
         raise IncompleteRun(f"{run}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, yaml.YAMLError) as error:

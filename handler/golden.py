@@ -63,6 +63,15 @@ def images(folder: Path) -> list[bytes]:
         raise _unreadable(error) from error
 
 
+def answers(folder: Path) -> torch.Tensor:
+    """What training measured for `images`: float32[N,K].
+
+    Raises:
+        GoldenMismatch: it cannot be read.
+    """
+    return torch.tensor(list(_read(folder)["probabilities"].values()))
+
+
 def check(
     folder: Path, predict: Callable[[], torch.Tensor], class_names: Sequence[str], tolerance: float | None = None
 ) -> float:

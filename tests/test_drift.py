@@ -13,6 +13,7 @@ import torch
 
 from handler.drift import InvalidReference, Reference, confidence_counts, population_stability_index
 from train import datasets, evaluation, recipe
+from train.export import load_torchscript
 
 NAMES = ["cat", "dog", "bird"]
 GOOD = {"images": 6, "confidence": [0, 0, 0, 0, 1, 0, 0, 0, 2, 3], "classes": {"cat": 3, "dog": 2, "bird": 1}}
@@ -58,7 +59,7 @@ def test_training_writes_the_reference_of_its_held_out_answers(run: Path) -> Non
     """`reference.json` is the exported model's answers for the held-out images, counted by numpy."""
     chosen = recipe.load("lenet5-digits")
     held_out = datasets.load(chosen.data, chosen.input, chosen.training.seed).test
-    probabilities = evaluation.predict(run / "model.pt", held_out, chosen.input).numpy()
+    probabilities = evaluation.predict(load_torchscript(run / "model.pt"), held_out, chosen.input).numpy()
     document = json.loads((run / "reference.json").read_text())
     assert document["images"] == len(held_out)
     assert document["confidence"] == np.histogram(probabilities.max(1), bins=10, range=(0, 1))[0].tolist()

@@ -18,13 +18,14 @@ from tests.conftest import MODEL, ROOT, free_ports
 from tests.images import BAD, encode, gradient
 from tests.test_live_metrics import reached, settled, totals
 from train import datasets, evaluation, recipe
+from train.export import load_torchscript
 
 
 def test_served_is_what_was_measured(client: TorchServe, run: Path) -> None:
     """The same encoded images through training's evaluation and through the server: equal to 1e-5."""
     chosen = recipe.load(MODEL)
     held_out = datasets.load(chosen.data, chosen.input, chosen.training.seed).test.subset(range(60))
-    measured = evaluation.predict(run / "model.pt", held_out, chosen.input)
+    measured = evaluation.predict(load_torchscript(run / "model.pt"), held_out, chosen.input)
     for data, row in zip(held_out.encoded, measured.tolist(), strict=True):
         served = client.predict(MODEL, data)
         assert len(served) == 5

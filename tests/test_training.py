@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tests.conftest import MODEL, ROOT
 from train import datasets, evaluation, pipeline, recipe, run_folder
 from train.errors import RecipeError, RunFolderError
+from train.export import load_torchscript
 from train.loop import Trainer
 
 QUIET = Console(quiet=True)
@@ -86,7 +87,7 @@ def test_the_golden_answers_are_the_exported_models(run: Path) -> None:
     chosen = recipe.load(MODEL)
     held_out = datasets.load(chosen.data, chosen.input, chosen.training.seed).test
     golden = json.loads((run / "golden" / "golden.json").read_text())["probabilities"]
-    probabilities = evaluation.predict(run / "model.pt", held_out, chosen.input)
+    probabilities = evaluation.predict(load_torchscript(run / "model.pt"), held_out, chosen.input)
     for name, row in zip(held_out.names, probabilities, strict=True):
         if name in golden:
             assert torch.allclose(row, torch.tensor(golden[name]), atol=1e-6)

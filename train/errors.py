@@ -36,3 +36,8 @@ class ExportError(TrainingError):
 
 class QuantisationError(TrainingError):
     pass
+
+
+def reason(error: Exception) -> str:
+    """What another library raised, in one line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

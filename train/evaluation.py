@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,21 +11,15 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torch.nn.functional import nll_loss
 
 from handler.settings import HandlerSettings
+from handler.variants import Predict
 from train.datasets import LabelledImages
-from train.export import Predict, load_torchscript
 
 CALIBRATION_BINS = 15
 _BATCH_SIZE = 64
 
 
-def predict(model: Path | Predict, images: LabelledImages, settings: HandlerSettings) -> torch.Tensor:
-    """Probabilities float32[N,K] for encoded `images`.
-
-    Args:
-        model: TorchScript as it was exported, or what it or another form of it was loaded as.
-    """
-    if isinstance(model, Path):
-        model = load_torchscript(model)
+def predict(model: Predict, images: LabelledImages, settings: HandlerSettings) -> torch.Tensor:
+    """Probabilities float32[N,K] for encoded `images`, from a loaded form of the exported model."""
     parts = (images.subset(range(i, min(i + _BATCH_SIZE, len(images)))) for i in range(0, len(images), _BATCH_SIZE))
     with torch.inference_mode():
         return torch.cat([model(part.decode(settings)) for part in parts])

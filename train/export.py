@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from train.errors import ExportError
+from handler.variants import Predict
+from train.errors import ExportError, reason
 
 # TorchScript works and is deprecated upstream; this one warning is expected wherever it is used.
 TORCHSCRIPT_WARNING = r"`torch\.jit\.\w+` is (deprecated|not supported)"
 TOLERANCE = 1e-5
-
-Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ServedClassifier(nn.Module):
@@ -69,8 +68,7 @@ def export(served: ServedClassifier, images: torch.Tensor, folder: Path) -> floa
         try:
             write(served, images, folder / name)
         except Exception as error:  # tracing runs the network's own code
-            reason = str(error).strip().partition("\n")[0]
-            raise ExportError(f"the network cannot be exported as {name}: {type(error).__name__}: {reason}") from error
+            raise ExportError(f"the network cannot be exported as {name}: {reason(error)}") from error
         difference = _largest_difference(served, load(folder / name), images)
         if not difference <= TOLERANCE:
             raise ExportError(

@@ -21,9 +21,10 @@ from torch.ao.quantization.observer import ObserverBase
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from handler import variants
+from handler.variants import Predict
 from train import speed
-from train.errors import QuantisationError
-from train.export import TORCHSCRIPT_WARNING, Predict, ServedClassifier
+from train.errors import QuantisationError, reason
+from train.export import TORCHSCRIPT_WARNING, ServedClassifier
 from train.models import Classifier
 from train.traceable import restore_bounds, traceable
 
@@ -96,7 +97,7 @@ class TorchScriptInt8:
         QuantisationError: the network cannot be quantised.
     """
 
-    file_name = variants.INT8_FILE
+    file_name, variant = variants.INT8_FILE, "int8"
 
     def __init__(self, served: ServedClassifier, calibration: torch.Tensor, watch: Watch = iter) -> None:
         self._served, self._example = served, calibration[:2]
@@ -153,7 +154,7 @@ def write(served: ServedClassifier, example: torch.Tensor, path: Path) -> None:
             traced = torch.jit.trace(served.classifier, example[:2].float())
             torch.jit.script(ServedClassifier(traced, served.temperature, served.average_mirror).eval()).save(str(path))
         except Exception as error:  # tracing runs the network's own code
-            raise QuantisationError(f"the int8 network cannot be written as TorchScript: {_reason(error)}") from error
+            raise QuantisationError(f"the int8 network cannot be written as TorchScript: {reason(error)}") from error
 
 
 def _fx_graph_mode(graph: fx.GraphModule, example: torch.Tensor, inputs: Iterable[torch.Tensor]) -> Calibrated:
@@ -182,7 +183,7 @@ def _fx_graph_mode(graph: fx.GraphModule, example: torch.Tensor, inputs: Iterabl
             followers = _followers(prepared)
             convert(())
         except Exception as error:  # FX fails in many ways on what it does not know
-            raise QuantisationError(f"FX cannot quantise the network: {_reason(error)}") from error
+            raise QuantisationError(f"FX cannot quantise the network: {reason(error)}") from error
     if not followers:
         raise QuantisationError("the network has no convolution or linear layer to quantise")
     return Calibrated(list(followers), convert)
@@ -205,7 +206,3 @@ def _followers(prepared: fx.GraphModule) -> dict[str, list[str]]:
             if module is not None and not isinstance(module, ObserverBase):
                 followers[leader].append(name)
     return followers
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

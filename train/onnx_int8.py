@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from handler import variants
-from train.errors import QuantisationError
-from train.export import Predict
+from handler.variants import Predict
+from train.errors import QuantisationError, reason
 
 PACKAGES = ("onnx", "onnxruntime")
 _QUANTISED = ("Conv", "Gemm", "MatMul")
@@ -38,7 +38,7 @@ class OnnxInt8:
         QuantisationError: a package is missing, the file cannot be read, or there is nothing in it to quantise.
     """
 
-    file_name = variants.INT8_ONNX_FILE
+    file_name, variant = variants.INT8_ONNX_FILE, "onnxruntime-int8"
 
     def __init__(self, path: Path, calibration: torch.Tensor, watch: Watch = iter) -> None:
         if missing := [package for package in PACKAGES if find_spec(package) is None]:
@@ -49,7 +49,7 @@ class OnnxInt8:
             graph = onnx.load(path).graph
             onnx.checker.check_model(path)
         except Exception as error:  # the checker and protobuf raise what they like
-            raise QuantisationError(f"{path} is no ONNX file: {_reason(error)}") from None
+            raise QuantisationError(f"{path} is no ONNX file: {reason(error)}") from None
         self.layers: Sequence[str] = [node.name for node in graph.node if node.op_type in _QUANTISED]
         if not self.layers:
             raise QuantisationError(f"{path} has no convolution or linear layer to quantise")
@@ -97,7 +97,7 @@ class OnnxInt8:
                     extra_options={"CalibMovingAverage": True},
                 )
         except Exception as error:  # whatever ONNX Runtime raises for a graph that it does not know
-            raise QuantisationError(f"ONNX Runtime cannot quantise {self._path}: {_reason(error)}") from error
+            raise QuantisationError(f"ONNX Runtime cannot quantise {self._path}: {reason(error)}") from error
 
 
 class _Reader:
@@ -121,7 +121,3 @@ def _without_advice() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

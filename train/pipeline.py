@@ -160,7 +160,7 @@ def _export(folder: Path, recipe: Recipe, data: Dataset, classifier: Classifier,
     examples = data.test.subset(range(min(_EXPORT_CHECK_IMAGES, len(data.test)))).decode(recipe.input)
     difference = export.export(served, examples, folder)
     _write_serving_files(folder, recipe, data)
-    probabilities = evaluation.predict(folder / "model.pt", data.test, recipe.input)
+    probabilities = evaluation.predict(export.load_torchscript(folder / "model.pt"), data.test, recipe.input)
     _write_golden(folder, data, probabilities)
     reference = drift.Reference.measure(probabilities, data.class_names)
     run_folder.write_json(folder / drift.REFERENCE_FILE, reference.model_dump())

@@ -17,10 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 from handler import golden, variants
+from handler.decoding import decode
+from handler.variants import Predict
 from train import datasets, evaluation, models, run_folder
 from train.datasets import Dataset, LabelledImages
 from train.errors import QuantisationError, RunFolderError
-from train.export import Predict, ServedClassifier, load_torchscript
+from train.export import ServedClassifier, load_torchscript
 from train.models import Classifier
 from train.recipe import Recipe, load
 
@@ -34,6 +36,8 @@ class Form(Protocol):
 
     file_name: str
     """Its place in a run folder."""
+    variant: str
+    """Its name among a worker's."""
     layers: Sequence[str]
     """What may be int8, by name, from input to output."""
 
@@ -104,7 +108,7 @@ def read(run: Path, data_root: Path | None, watch: Watch) -> Trained:
         temperature: float = json.loads((run / "metrics.json").read_text())["calibration"]["temperature"]
         fingerprint: str = json.loads((run / "provenance.json").read_text())["data_sha256"]
         weights = load_file(run / "weights.safetensors")
-        load_torchscript(run / "model.pt")
+        exported = load_torchscript(run / "model.pt")
         golden.images(run / "golden")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
@@ -122,7 +126,7 @@ def read(run: Path, data_root: Path | None, watch: Watch) -> Trained:
         classifier.load_state_dict(weights)
     except RuntimeError:
         raise QuantisationError(f"{run}/weights.safetensors does not fit the network that its recipe names") from None
-    probabilities = _predict(run / "model.pt", data.test, recipe, watch, "fp32 answers")
+    probabilities = _predict(exported, data.test, recipe, watch, "fp32 answers")
     trained = Trained(run, recipe, data, classifier, temperature, probabilities)
     _check_rebuilt(trained)
     return trained
@@ -144,7 +148,7 @@ def search(
     attempts: list[Attempt] = []
     for fp32_layers in _plans(trained, form, deadline, watch):
         form.write(fp32_layers, file)
-        attempts.append(_measure(trained, fp32_layers, form.load(file), max_loss_points, watch))
+        attempts.append(_measure(trained, fp32_layers, form, form.load(file), max_loss_points, watch))
         if not attempts[-1].failed or time.monotonic() > deadline:
             break
     return attempts
@@ -168,21 +172,19 @@ def _plans(trained: Trained, form: Form, deadline: float, watch: Watch) -> Itera
 
 
 def _measure(
-    trained: Trained, fp32_layers: list[str], predict: Predict, max_loss_points: float, watch: Watch
+    trained: Trained, fp32_layers: list[str], form: Form, predict: Predict, max_loss_points: float, watch: Watch
 ) -> Attempt:
-    answers = golden.images(trained.folder / "golden")
-    names = [str(index) for index in range(len(answers))]
-    checked = LabelledImages(names, answers, torch.zeros(len(names), dtype=torch.long))
     probabilities = _predict(predict, trained.data.test, trained.recipe, watch, "int8 answers")
-    moved = evaluation.predict(predict, checked, trained.recipe.input)
-    expected = evaluation.predict(trained.folder / "model.pt", checked, trained.recipe.input)
+    folder = trained.folder / "golden"
+    with torch.inference_mode():
+        moved = predict(torch.stack([decode(image, trained.recipe.input) for image in golden.images(folder)]))
     measured = trained.measure(probabilities)
     loss_points = 100 * (trained.measure(trained.probabilities)["acc1"] - measured["acc1"])
-    difference = float((moved - expected).abs().max())
+    difference = float((moved - golden.answers(folder)).abs().max())
     failed = []
     if not loss_points <= max_loss_points + 1e-9:
         failed.append(f"it loses {loss_points:.2f} points of top-1 accuracy, allowed {max_loss_points:g}")
-    tolerance = variants.ROUNDING_TOLERANCE["int8"]
+    tolerance = variants.ROUNDING_TOLERANCE[form.variant]
     if not difference <= tolerance:
         failed.append(f"a golden probability moves by {difference:.3f}, workers allow {tolerance:g}")
     failed += _broken_floors(measured, trained.recipe)
@@ -192,11 +194,10 @@ def _measure(
 
 
 def _broken_floors(measured: dict[str, float], recipe: Recipe) -> list[str]:
-    """What is below the recipe's floors, if it has any; those on size and time are the archive's to measure."""
-    floors = getattr(recipe, "floors", None)
+    """What is below the recipe's floors; those on size and time are the archive's to measure."""
     broken = []
     for name, value in measured.items():
-        bound = getattr(floors, name, None)
+        bound: float | None = getattr(recipe.floors, name)
         if bound is not None and not (value <= bound if name == "ece" else value >= bound):
             broken.append(f"{name} is {value:.4f}, the recipe's floor is {bound:g}")
     return broken
@@ -219,9 +220,7 @@ def _held_out(trained: Trained, count: int) -> torch.Tensor:
     return test.subset(range(min(count, len(test)))).decode(trained.recipe.input)
 
 
-def _predict(
-    model: Path | Predict, images: LabelledImages, recipe: Recipe, watch: Watch, description: str
-) -> torch.Tensor:
+def _predict(model: Predict, images: LabelledImages, recipe: Recipe, watch: Watch, description: str) -> torch.Tensor:
     """float32[N,K], part by part so that progress can be shown."""
     parts = [images.subset(range(i, min(i + 512, len(images)))) for i in range(0, len(images), 512)]
     return torch.cat([evaluation.predict(model, part, recipe.input) for part in watch(parts, description)])

@@ -5,17 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from handler.variants import Predict
 from train.export import TORCHSCRIPT_WARNING
 
 _ROUNDS, _ROUND_S = 7, 0.15
-
-Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
 def frozen(path: Path) -> Predict:

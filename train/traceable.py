@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import fx, nn
 
-from train.errors import QuantisationError
+from train.errors import QuantisationError, reason
 
 BOUND = "bound"
 """A ReLU with this attribute stands for the ReLU6 that the attribute holds."""
@@ -35,8 +35,7 @@ def traceable(network: nn.Module, inputs: torch.Tensor) -> fx.GraphModule:
     try:
         traced = fx.symbolic_trace(plain)
     except Exception as error:  # tracing runs the network's own code
-        reason = str(error).strip().partition("\n")[0]
-        raise QuantisationError(f"the network cannot be traced: {type(error).__name__}: {reason}") from None
+        raise QuantisationError(f"the network cannot be traced: {reason(error)}") from None
     with torch.inference_mode():
         difference = float((traced(inputs) - expected).abs().max())
     if not difference <= TOLERANCE:
