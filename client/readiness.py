@@ -17,7 +17,7 @@ from typing import Any
 
 from client.errors import ClientError
 from client.golden import GoldenImage
-from client.torchserve import TorchServe, count_ready
+from client.torchserve import TorchServe
 
 INTERVAL_S = 2.0
 LIMIT_S = 2.0
@@ -56,10 +56,7 @@ class ModelCheck:
         # Both at a time: on a GPU TorchServe asks nvidia-smi for each worker before it describes the model.
         answered = self._beside.submit(self._ask_golden)
         try:
-            description = self._server.describe(self._model)
-            declared, ready = max(1, description["minWorkers"]), count_ready(description)
-            if ready < declared:
-                return Readiness(False, f"{ready} of {declared} workers ready")
+            ready = self._server.check_workers(self._model)
             return Readiness(True, f"{ready} workers ready; {answered.result()}")
         except ClientError as error:
             return Readiness(False, str(error))

@@ -116,6 +116,18 @@ class TorchServe:
                 f"TorchServe has given up comes back by scaling to 0 and then to {workers}",
             )
 
+    def check_workers(self, model: str) -> int:
+        """How many workers have loaded a model.
+
+        Raises:
+            NotReady: fewer than it declares.
+        """
+        description = self.describe(model)
+        declared, ready = max(1, description["minWorkers"]), count_ready(description)
+        if ready < declared:
+            raise NotReady(f"{ready} of {declared} workers ready")
+        return ready
+
     def wait_until_ready(self, model: str, timeout_s: float = 120.0) -> int:
         """Wait until the server answers and the model has as many ready workers as it declares; returns how many.
 
@@ -125,11 +137,9 @@ class TorchServe:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                description = self.describe(model)
-                declared, ready = max(1, description["minWorkers"]), count_ready(description)
-                if ready >= declared:
-                    return ready
-                awaited = f"{ready} of {declared} workers ready; see logs/model_log.log"
+                return self.check_workers(model)
+            except NotReady as error:
+                awaited = f"{error}; see logs/model_log.log"
             except (ServerUnreachable, NotAuthorized, ModelNotFound) as error:
                 awaited = str(error)
             _wait(deadline, f"{model} is not ready after {timeout_s:g} s: {awaited}")

