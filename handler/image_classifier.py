@@ -65,10 +65,10 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         images = golden.images(golden_folder)
 
         def decode_all(each: Callable[..., Any]) -> float:
-            return runtime.median_seconds(lambda: list(each(lambda image: decode(image, self.settings), images)))
+            return runtime.seconds(lambda: list(each(lambda image: decode(image, self.settings), images)))
 
         together = ThreadPoolExecutor(decoders, thread_name_prefix="decode").map
-        return together if runtime.is_worthwhile(decode_all(map), decode_all(together)) else map
+        return together if runtime.is_worth_threads(decode_all(map), lambda: decode_all(together)) else map
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch: one body and one status for each row, in order."""

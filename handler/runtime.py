@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import statistics
 import time
 from collections.abc import Callable
 
@@ -12,7 +11,8 @@ import torch
 
 # What is tried must be this much faster than what there is: below that, noise would decide.
 WORTHWHILE_SPEEDUP = 1.15
-_ROUNDS, _ROUNDS_S = 5, 0.5
+_FEWEST_ROUNDS, _MOST_ROUNDS, _ROUNDS_S = 2, 5, 0.25
+_WORTH_THREADS_S = 0.01
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -46,29 +46,42 @@ def share_cores(workers: int | None) -> int:
 
 
 def settle_threads(call: Callable[[], object]) -> None:
-    """Keep torch's threads only if they make `call` faster than one does.
-
-    On a small network threads cost more than they bring, and many times more beside another busy process.
-    """
+    """Keep torch's threads only if they make `call` faster than one does."""
     given = torch.get_num_threads()
-    if given > 1:
-        together_s = median_seconds(call)
+    if given == 1:
+        return
+
+    def with_threads(number: int) -> float:
+        torch.set_num_threads(number)
+        return seconds(call)
+
+    if not is_worth_threads(with_threads(1), lambda: with_threads(given)):
         torch.set_num_threads(1)
-        if is_worthwhile(median_seconds(call), together_s):
-            torch.set_num_threads(given)
 
 
-def is_worthwhile(seconds: float, faster_seconds: float) -> bool:
-    """Whether what takes `faster_seconds` is enough faster than what takes `seconds`."""
-    return seconds > WORTHWHILE_SPEEDUP * faster_seconds
+def is_worth_threads(alone_s: float, together_s: Callable[[], float]) -> bool:
+    """Whether several threads are to share what one does in `alone_s`.
+
+    They wait for each other. Where another process takes one of their cores, as TorchServe's frontend does under load,
+    that costs milliseconds, however much faster they were on an idle machine.
+
+    Args:
+        together_s: measures how long they take.
+    """
+    return alone_s > _WORTH_THREADS_S and is_worthwhile(alone_s, together_s())
 
 
-def median_seconds(call: Callable[[], object]) -> float:
-    """How long a call takes, by a few of them after one that is not counted, within half a second or so."""
+def is_worthwhile(present_s: float, faster_s: float) -> bool:
+    """Whether what takes `faster_s` is enough faster than what there is."""
+    return present_s > WORTHWHILE_SPEEDUP * faster_s
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes: the shortest of a few after one that is not counted, since noise only adds to it."""
     call()
     times: list[float] = []
-    while len(times) < _ROUNDS and sum(times) < _ROUNDS_S:
+    while len(times) < _FEWEST_ROUNDS or (len(times) < _MOST_ROUNDS and sum(times) < _ROUNDS_S):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return min(times)

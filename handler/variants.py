@@ -32,7 +32,7 @@ INT8_FILE, ONNX_FILE, INT8_ONNX_FILE = "model.int8.pt", "model.onnx", "model.int
 # What a rounded variant may move a golden probability by; the others are held to the archive's own tolerance.
 # OpenVINO rounds to bfloat16 by itself where the processor is faster with it.
 ROUNDING_TOLERANCE = {"bf16": 0.05, "fp16": 0.02, "int8": 0.1, "onnxruntime-int8": 0.1, "openvino": 0.05}
-_MEASURED_BATCH = 8
+_MEASURED_BATCH = 4
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
@@ -45,7 +45,7 @@ class Variant:
     predict: Predict
     """uint8[N,C,H,W] on the CPU → probabilities float32[N,K] on the CPU."""
     batch_s: float
-    """For a batch of eight."""
+    """For a batch of four."""
 
 
 def choose(
@@ -107,7 +107,7 @@ def _try(
     batch = images()[torch.arange(_MEASURED_BATCH) % len(images())]
     if settle_threads:
         runtime.settle_threads(lambda: predict(batch))
-    batch_s = runtime.median_seconds(lambda: predict(batch))
+    batch_s = runtime.seconds(lambda: predict(batch))
     logger.info(
         "Variant %s: golden check passed, %d images, largest difference %.1e; loaded in %.2f s, %.0f images/s",
         name, len(images()), difference, loaded_s, len(batch) / batch_s,

@@ -147,8 +147,19 @@ def test_threads_are_kept_where_they_help(work: Callable[[int], int], expected: 
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        runtime.settle_threads(lambda: sum(range(50_000 * work(torch.get_num_threads()))))
+        runtime.settle_threads(lambda: sum(range(500_000 * work(torch.get_num_threads()))))
         assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_takes_no_time_is_left_to_one_thread() -> None:
+    """However much faster several are: under load they would wait for each other."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        runtime.settle_threads(lambda: sum(range(5_000 * (4 // torch.get_num_threads()))))
+        assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
 
