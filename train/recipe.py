@@ -123,7 +123,7 @@ class ServingSection(_Section):
     """Most requests that TorchServe puts into one batch."""
     max_batch_delay_ms: int = Field(default=1, gt=0)
     """Longest time that a request waits for others while a worker has nothing to do. While all work, batches gather by
-    themselves, so that only networks of less than a millisecond gain by waiting. TorchServe turns 0 into 100."""
+    themselves. TorchServe turns 0 into 100."""
     response_timeout_s: int = Field(default=120, gt=0)
     """A worker that takes longer for one batch is restarted."""
 

@@ -32,7 +32,7 @@ CONNECTIONS = (1, 8, 32)
 MANY_IMAGES = "multipart-32"
 _LIMIT_BATCH_SIZE = 8
 _LIMIT_TIMEOUT_S = 180
-_WARM_UP_S = 2
+_WARM_UP_S = 10  # JVMs are still compiling themselves after seconds
 _LENET_SECONDS = 2
 _ANSWER_TIMEOUT_S = 30
 
