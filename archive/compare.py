@@ -26,10 +26,10 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from archive import export, reference
+from archive import export, finished_run
 from archive.errors import ArchiveError, ExportRefused, reason
+from archive.finished_run import EXPORTED_PROGRAM_FILE, FinishedRun
 from archive.members import SERIALIZED_FILE
-from archive.reference import EXPORTED_PROGRAM_FILE, Reference
 from handler import variants
 from handler.decoding import decode
 from handler.variants import Predict
@@ -37,7 +37,7 @@ from handler.variants import Predict
 LIBTORCH = Path(__file__).parent.parent / "deploy" / "libtorch"
 _REQUEST_TIMEOUT_S = 30
 
-Load = Callable[[Reference, Path], Predict]
+Load = Callable[[FinishedRun, Path], Predict]
 """Loads one form of a run's model, and may fill a scratch folder for it."""
 
 
@@ -86,14 +86,14 @@ def compare(run: Path, only: Sequence[str] = (), served: Served | None = None) -
     Raises:
         IncompleteRun: `run` is not a finished run.
     """
-    known = reference.read(run)
+    known = finished_run.read(run)
     forms: dict[str, Load] = {**FORMS, "torchserve": partial(_torchserve, served=served)}
     for form in only or forms:
         with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
             yield _try(form, forms[form], known, Path(scratch))
 
 
-def _try(form: str, load: Load, known: Reference, scratch: Path) -> Home:
+def _try(form: str, load: Load, known: FinishedRun, scratch: Path) -> Home:
     tolerance = variants.ROUNDING_TOLERANCE.get(form, export.TOLERANCE)
     try:
         with warnings.catch_warnings(), torch.inference_mode():
@@ -118,11 +118,11 @@ def table(homes: Sequence[Home]) -> Table:
     return shown
 
 
-def _torchscript(known: Reference, _: Path) -> Predict:
+def _torchscript(known: FinishedRun, _: Path) -> Predict:
     return export.load_torchscript(known.run / SERIALIZED_FILE)
 
 
-def _variant(name: str, known: Reference, _: Path) -> Predict:
+def _variant(name: str, known: FinishedRun, _: Path) -> Predict:
     """As a worker loads it."""
 
     def decoded(encoded: Sequence[bytes]) -> torch.Tensor:
@@ -132,7 +132,7 @@ def _variant(name: str, known: Reference, _: Path) -> Predict:
     return variants.choose(known.run / SERIALIZED_FILE, device, name, decoded, known.class_names).predict
 
 
-def _int8(name: str, file: str, known: Reference, scratch: Path) -> Predict:
+def _int8(name: str, file: str, known: FinishedRun, scratch: Path) -> Predict:
     if not (known.run / file).is_file():
         raise NotHere(
             f"{known.run} has no {file}: scripts/archive.sh {known.run} --quantise writes it if it deserves it"
@@ -140,11 +140,11 @@ def _int8(name: str, file: str, known: Reference, scratch: Path) -> Predict:
     return _variant(name, known, scratch)
 
 
-def _exported_program(known: Reference, _: Path) -> Predict:
+def _exported_program(known: FinishedRun, _: Path) -> Predict:
     return export.load_exported_program(known.run / EXPORTED_PROGRAM_FILE)
 
 
-def _aotinductor(known: Reference, scratch: Path) -> Predict:
+def _aotinductor(known: FinishedRun, scratch: Path) -> Predict:
     _need_compiler()
     program = torch.export.load(known.run / EXPORTED_PROGRAM_FILE)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA, which is not needed
@@ -154,7 +154,7 @@ def _aotinductor(known: Reference, scratch: Path) -> Predict:
     return model
 
 
-def _onnx(known: Reference, scratch: Path) -> Predict:
+def _onnx(known: FinishedRun, scratch: Path) -> Predict:
     try:
         export.write_onnx(known, scratch / variants.ONNX_FILE)
     except ExportRefused as error:
@@ -162,7 +162,7 @@ def _onnx(known: Reference, scratch: Path) -> Predict:
     return variants.load_onnx(scratch / variants.ONNX_FILE)
 
 
-def _libtorch(known: Reference, scratch: Path) -> Predict:
+def _libtorch(known: FinishedRun, scratch: Path) -> Predict:
     _need_compiler()
     program = scratch / "predict"
     environment = {**os.environ, "PYTHON": sys.executable}
@@ -182,7 +182,7 @@ def _libtorch(known: Reference, scratch: Path) -> Predict:
     return predict
 
 
-def _torchserve(known: Reference, _: Path, served: Served | None) -> Predict:
+def _torchserve(known: FinishedRun, _: Path, served: Served | None) -> Predict:
     if served is None:
         raise NotHere("give --url and --key-file of a running server")
     key = json.loads(served.key_file.read_text(encoding="utf-8"))["inference"]["key"]

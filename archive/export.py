@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from archive import preprocessing, reference, triton
+from archive import finished_run, preprocessing, triton
 from archive.build import check_name
 from archive.errors import ExportRefused, reason
+from archive.finished_run import EXPORTED_PROGRAM_FILE, FinishedRun
 from archive.members import SERIALIZED_FILE
-from archive.reference import EXPORTED_PROGRAM_FILE, Reference
 from handler import variants
 from handler.variants import Predict
 
@@ -51,7 +51,7 @@ def export(run: Path, to: str, folder: Path, name: str) -> tuple[list[Path], flo
         InvalidName, IncompleteRun, ExportRefused: nothing was written.
     """
     check_name(name, "1.0")
-    known = reference.read(run)
+    known = finished_run.read(run)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
         staging = Path(temporary)
@@ -61,7 +61,7 @@ def export(run: Path, to: str, folder: Path, name: str) -> tuple[list[Path], flo
         return [_move(entry, folder / entry.name) for entry in sorted(staging.iterdir())], difference
 
 
-def write_onnx(known: Reference, path: Path) -> None:
+def write_onnx(known: FinishedRun, path: Path) -> None:
     """Convert `model.pt2` to ONNX: `images` uint8[batch,C,H,W] → `probabilities` float32[batch,K], any batch size.
 
     Raises:
@@ -119,7 +119,7 @@ def load_exported_program(path: Path) -> Predict:
     return model
 
 
-def prove(known: Reference, predict: Predict, name: str) -> float:
+def prove(known: FinishedRun, predict: Predict, name: str) -> float:
     """The largest difference of a golden probability.
 
     Raises:
@@ -138,22 +138,22 @@ def prove(known: Reference, predict: Predict, name: str) -> float:
     return difference
 
 
-def _torchscript(known: Reference, staging: Path, _: str) -> float:
+def _torchscript(known: FinishedRun, staging: Path, _: str) -> float:
     copied = Path(shutil.copyfile(known.run / SERIALIZED_FILE, staging / SERIALIZED_FILE))
     return prove(known, load_torchscript(copied), SERIALIZED_FILE)
 
 
-def _exported_program(known: Reference, staging: Path, _: str) -> float:
+def _exported_program(known: FinishedRun, staging: Path, _: str) -> float:
     copied = Path(shutil.copyfile(known.run / EXPORTED_PROGRAM_FILE, staging / EXPORTED_PROGRAM_FILE))
     return prove(known, load_exported_program(copied), EXPORTED_PROGRAM_FILE)
 
 
-def _onnx(known: Reference, staging: Path, _: str) -> float:
+def _onnx(known: FinishedRun, staging: Path, _: str) -> float:
     write_onnx(known, staging / variants.ONNX_FILE)
     return prove(known, variants.load_onnx(staging / variants.ONNX_FILE), variants.ONNX_FILE)
 
 
-def _triton(known: Reference, staging: Path, name: str) -> float:
+def _triton(known: FinishedRun, staging: Path, name: str) -> float:
     model = staging / name
     version = model / triton.VERSION
     version.mkdir(parents=True)
@@ -164,7 +164,7 @@ def _triton(known: Reference, staging: Path, name: str) -> float:
     return difference
 
 
-FORMATS: dict[str, Callable[[Reference, Path, str], float]] = {
+FORMATS: dict[str, Callable[[FinishedRun, Path, str], float]] = {
     "torchscript": _torchscript,
     "pt2": _exported_program,
     "onnx": _onnx,
@@ -172,7 +172,7 @@ FORMATS: dict[str, Callable[[Reference, Path, str], float]] = {
 }
 
 
-def _write_about(known: Reference, folder: Path) -> None:
+def _write_about(known: FinishedRun, folder: Path) -> None:
     """The class names and what comes before the model."""
     names = {str(index): name for index, name in enumerate(known.class_names)}
     for file, document in ((LABELS_FILE, names), (preprocessing.JSON_FILE, preprocessing.document(known))):

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from archive.reference import Reference
+from archive.finished_run import FinishedRun
 
 JSON_FILE, PAGE_FILE = "preprocessing.json", "preprocessing.md"
 INPUT, OUTPUT = "images", "probabilities"
 
 
-def document(reference: Reference) -> dict[str, Any]:
+def document(known: FinishedRun) -> dict[str, Any]:
     """Inputs, steps and outputs for a program to read."""
-    settings = reference.settings
+    settings = known.settings
     side = settings.crop_size
     return {
         "input": {
@@ -40,14 +40,14 @@ def document(reference: Reference) -> dict[str, Any]:
         "crop": {"where": "centre", "side": side},
         "refuse": {"more_pixels_than": settings.max_pixels, "longer_than_aspect": settings.max_aspect},
         "in_the_model": ["normalisation", "temperature", "softmax"],
-        "output": {"name": OUTPUT, "dtype": "float32", "shape": [None, len(reference.class_names)]},
-        "class_names": reference.class_names,
+        "output": {"name": OUTPUT, "dtype": "float32", "shape": [None, len(known.class_names)]},
+        "class_names": known.class_names,
     }
 
 
-def page(reference: Reference) -> str:
+def page(known: FinishedRun) -> str:
     """The same for a person, with the lines of Pillow that do it."""
-    settings = reference.settings
+    settings = known.settings
     mode, axes = ("L", "[None, None]") if settings.channels == 1 else ("RGB", ".transpose(2, 0, 1)[None]")
     colour = "grey" if settings.channels == 1 else "RGB"
     side = settings.crop_size
@@ -55,7 +55,7 @@ def page(reference: Reference) -> str:
 
 `{INPUT}` is `uint8[N,{settings.channels},{settings.crop_size},{settings.crop_size}]`, {colour}, 0 to 255.
 Normalisation, temperature and softmax are in the model: give it pixels as they are. `{OUTPUT}` is
-`float32[N,{len(reference.class_names)}]`; the classes, in its order, are in `index_to_name.json`.
+`float32[N,{len(known.class_names)}]`; the classes, in its order, are in `index_to_name.json`.
 
 1. Refuse an image of more than {settings.max_pixels:,} pixels, or more than {settings.max_aspect:g} times as long as
    wide, by its header.

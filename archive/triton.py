@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from archive.finished_run import FinishedRun
 from archive.preprocessing import INPUT, OUTPUT
-from archive.reference import Reference
 
 CONFIG_FILE, LABELS_FILE, VERSION = "config.pbtxt", "labels.txt", "1"
 
 
-def config(reference: Reference, name: str) -> str:
+def config(known: FinishedRun, name: str) -> str:
     """Triton's ModelConfig as text: the batches that TorchServe would gather, gathered by Triton."""
-    settings = reference.settings
-    batch_size = int(reference.config["batchSize"])
-    delay_us = 1000 * int(reference.config["maxBatchDelay"])
+    settings = known.settings
+    batch_size = int(known.config["batchSize"])
+    delay_us = 1000 * int(known.config["maxBatchDelay"])
     return f"""name: "{name}"
 backend: "onnxruntime"
 max_batch_size: {batch_size}
@@ -27,7 +27,7 @@ output [
   {{
     name: "{OUTPUT}"
     data_type: TYPE_FP32
-    dims: [ {len(reference.class_names)} ]
+    dims: [ {len(known.class_names)} ]
     label_filename: "{LABELS_FILE}"
   }}
 ]
@@ -37,6 +37,6 @@ dynamic_batching {{
 """
 
 
-def labels(reference: Reference) -> str:
+def labels(known: FinishedRun) -> str:
     """A class name on each line, in the order of the model's outputs."""
-    return "".join(f"{' '.join(name.split())}\n" for name in reference.class_names)
+    return "".join(f"{' '.join(name.split())}\n" for name in known.class_names)

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from archive import compare, export, homes, preprocessing, reference, triton
+from archive import compare, export, finished_run, homes, preprocessing, triton
 from archive.errors import ExportRefused, IncompleteRun, InvalidName
-from archive.reference import Reference
+from archive.finished_run import FinishedRun
 from handler import variants
 from handler.decoding import decode
 from handler.settings import HandlerSettings
@@ -58,8 +58,8 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def known(run: Path) -> Reference:
-    return reference.read(run)
+def known(run: Path) -> FinishedRun:
+    return finished_run.read(run)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def the_lines(page: str) -> str:
 
 @needs_onnx
 def test_a_client_with_the_folder_alone_gets_the_golden_answers(
-    onnx_folder: Path, run: Path, known: Reference, tmp_path: Path
+    onnx_folder: Path, run: Path, known: FinishedRun, tmp_path: Path
 ) -> None:
     """ONNX Runtime, the page's own lines and the labels, in a process that knows nothing of this project."""
     (tmp_path / "lines.py").write_text(the_lines((onnx_folder / preprocessing.PAGE_FILE).read_text()))
@@ -138,7 +138,7 @@ def pictures() -> dict[str, bytes]:
 @pytest.mark.parametrize("picture", list(pictures()))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_pages_lines_decode_as_the_handler_does(
-    known: Reference, tmp_path: Path, channels: Any, picture: str
+    known: FinishedRun, tmp_path: Path, channels: Any, picture: str
 ) -> None:
     """The same pixels, every one, for every kind of image."""
     settings = HandlerSettings(
@@ -173,7 +173,7 @@ def test_the_docs_commands_run(run: Path, tmp_path: Path) -> None:
 
 
 @needs_onnx
-def test_onnx_takes_any_batch(onnx_folder: Path, known: Reference) -> None:
+def test_onnx_takes_any_batch(onnx_folder: Path, known: FinishedRun) -> None:
     """What came in a batch of two at export is answered in batches of one to seventeen."""
     predict = variants.load_onnx(onnx_folder / variants.ONNX_FILE)
     images = known.images.repeat(2, 1, 1, 1)
@@ -195,7 +195,7 @@ def test_onnx_tells_nothing_of_the_machine_and_is_the_same_each_time(
 
 
 @needs_onnx
-def test_triton_is_told_what_the_model_is(repository: Path, known: Reference) -> None:
+def test_triton_is_told_what_the_model_is(repository: Path, known: FinishedRun) -> None:
     """Triton's own schema reads config.pbtxt, and its tensors are those of the ONNX file, its labels the classes."""
     pytest.importorskip("tritonclient", reason="the package tritonclient is not installed")
     import onnxruntime

@@ -31,11 +31,11 @@ from rich.table import Table
 from handler import golden, runtime
 from handler.decoding import decode
 from handler.variants import INT8_FILE, INT8_ONNX_FILE
-from train import quantisation, run_folder, speed
+from train import int8_search, run_folder, speed
 from train.errors import TrainingError
 from train.int8 import TorchScriptInt8
+from train.int8_search import Form, Trained, Watch
 from train.onnx_int8 import OnnxInt8
-from train.quantisation import Form, Trained, Watch
 
 REPORT_FILE = "quantisation.json"
 NOT_KEPT = 3
@@ -76,7 +76,7 @@ def quantise(
     """
     runtime.keep_freed_memory()
     started, watch = time.monotonic(), partial(_watch, console)
-    trained = quantisation.read(run, data_root, watch)
+    trained = int8_search.read(run, data_root, watch)
     if trained.recipe.training.threads:
         torch.set_num_threads(trained.recipe.training.threads)
     if calibration is None:
@@ -119,7 +119,7 @@ def _judge(
     time_limit_s: float,
     watch: Watch,
 ) -> dict[str, Any]:
-    attempts = quantisation.search(trained, form, file, max_loss_points, time_limit_s, watch)
+    attempts = int8_search.search(trained, form, file, max_loss_points, time_limit_s, watch)
     speeds = _measure_speed(trained, form, file)
     reasons = attempts[-1].failed + _too_slow(speeds[-1], min_speedup)
     return {

@@ -22,7 +22,7 @@ EXPORTED_PROGRAM_FILE = "model.pt2"
 
 
 @dataclass(frozen=True)
-class Reference:
+class FinishedRun:
     """A finished run, as far as another runtime needs to know it."""
 
     run: Path
@@ -45,7 +45,7 @@ class Reference:
         return max(differences)
 
 
-def read(run: Path) -> Reference:
+def read(run: Path) -> FinishedRun:
     """Raises:
     IncompleteRun: naming what is missing or cannot be read.
     """
@@ -58,7 +58,7 @@ def read(run: Path) -> Reference:
         names = json.loads((run / GOLDEN / golden.GOLDEN_FILE).read_text(encoding="utf-8"))["class_names"]
         encoded = golden.images(run / GOLDEN)
         images = torch.stack([decode(data, settings) for data in encoded])
-        return Reference(run, config, settings, names, encoded, images, golden.answers(run / GOLDEN))
+        return FinishedRun(run, config, settings, names, encoded, images, golden.answers(run / GOLDEN))
     except (SettingsError, golden.GoldenMismatch, RequestError) as error:
         raise IncompleteRun(f"{run}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, yaml.YAMLError) as error:
