@@ -69,12 +69,12 @@ def start(
     Raises:
         ServerError: nothing is left running.
     """
+    refuse_a_second(run_dir)
     archives = sorted(model_store.glob("*.mar"))
     if not archives:
         raise ConfigError(f"no archive in {model_store}: scripts/archive.sh RUN_FOLDER puts one there")
     for archive in archives:
         _verify(archive)
-    refuse_a_second(run_dir)
     config = ServerConfig.read(config_file).with_absolute_paths()
     effective.models(properties.read(config_file), model_store)
     if first_port is not None:

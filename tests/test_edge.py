@@ -321,7 +321,7 @@ def test_a_token_that_another_exchanges_fails_no_request(
         written = edge.folder / "run" / "servers.conf"
         wait_for(lambda: token in written.read_text(), "the edge has the new token")
     assert result.failed == {}
-    assert set(without.failed) == {503}
+    assert 503 in without.failed
 
 
 def test_tokens_are_renewed_in_time(edge: RunningEdge, machines: dict[str, Machine], digit: bytes) -> None:
