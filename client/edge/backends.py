@@ -21,7 +21,7 @@ import requests
 
 from client import golden
 from client.edge.servers import EdgeConfig, EdgeEntry, ServerEntry
-from client.errors import ClientError, NotAuthorized, NothingListens, ServerBusy, ServerUnreachable
+from client.errors import ClientError, NotAuthorized, NothingListens, NotReady, ServerBusy, ServerUnreachable
 from client.golden import GoldenImage
 from client.readiness import ANSWER_TIMEOUT_S
 from client.tokens import VARIABLES, Token, Tokens
@@ -90,7 +90,7 @@ class Server:
         try:
             self._take_token()
             for model in self._images:
-                self._client.check_workers(model)
+                self._check_workers(model)
             if_late = "slow"  # TorchServe itself is on time
             self._check_answers()
         except ClientError as error:
@@ -100,6 +100,15 @@ class Server:
             return Look(if_late, str(error)) if self._late >= _LATE_LOOKS else self._latest
         self._late = 0
         return Look("ready")
+
+    def _check_workers(self, model: str) -> None:
+        """Raises:
+        ClientError: not as many have loaded it as it declares; names the model, since an edge may have several.
+        """
+        try:
+            self._client.check_workers(model)
+        except NotReady as error:
+            raise NotReady(f"{model}: {error}") from None
 
     def _check_answers(self) -> None:
         """Raises:

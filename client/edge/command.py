@@ -122,12 +122,12 @@ class Edge:
 
     def _follow(self, due: Sequence[Backend]) -> None:
         """Have nginx run with the files and tokens as they are now, after those that are due have been exchanged."""
+        problems: list[ClientError] = []
         state = self._include(), self._files()
         if not self.nginx.is_running():
             self._write(state[0])
             self.nginx.start()
         elif due or state != self._running:
-            problems: list[ClientError] = []
             with self.nginx.change():
                 for backend in due:
                     try:
@@ -136,10 +136,9 @@ class Edge:
                         problems.append(error)
                 state = self._include(), self._files()
                 self._write(state[0])
-            if problems:
-                self._running = state
-                raise problems[0]
         self._running = state
+        if problems:
+            raise problems[0]
 
     def _files(self) -> dict[str, tuple[int, int]]:
         """Which version of the folder's files nginx would run with."""
