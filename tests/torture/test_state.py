@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from client.tokens import Tokens
 from client.torchserve import TorchServe
 from client.tuning.load import SUCCESS
 from server import launch, processes
@@ -90,6 +91,13 @@ class JumpingClient:
             [sys.executable, "-m", "client", *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
         )
 
+    def __enter__(self) -> JumpingClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.process:
+            self.process.kill()
+
     def set(self, ahead: str) -> None:
         self.clock.write_text(ahead)
 
@@ -104,21 +112,18 @@ class JumpingClient:
 def test_a_clock_that_jumps(tortured: RunningServer, digit: bytes, tmp_path: Path, record: Record) -> None:
     """A client's clock jumps past the end of its token and back under load: a new token, and no request fails."""
 
-    def token() -> str:
-        key: str = json.loads(tortured.key_file.read_text())["inference"]["key"]
-        return key
+    keys = Tokens(tortured.key_file, environment={})
+    old = keys.token("inference")
+    with JumpingClient(tortured, digit, tmp_path) as steady:
+        assert set(steady.counts()) == {SUCCESS}
+    assert keys.token("inference") == old, "the control: a clock that does not jump costs no token"
 
-    old = tortured.client().inference_token()
-    steady = JumpingClient(tortured, digit, tmp_path)
-    assert set(steady.counts()) == {SUCCESS}
-    assert token() == old, "the control: a clock that does not jump costs no token"
-
-    jumping = JumpingClient(tortured, digit, tmp_path)
-    wait_for(lambda: has_connection(jumping.process.pid), "its first request", 60)
-    jumping.set("+2h")
-    wait_for(lambda: token() != old, "a new token", 60)
-    jumping.set("-2h")
-    counts = jumping.counts()
+    with JumpingClient(tortured, digit, tmp_path) as jumping:
+        wait_for(lambda: has_connection(jumping.process.pid), "its first request", 60)
+        jumping.set("+2h")
+        wait_for(lambda: keys.token("inference") != old, "a new token", 60)
+        jumping.set("-2h")
+        counts = jumping.counts()
     record("answers", counts)
     assert set(counts) == {SUCCESS}
 
