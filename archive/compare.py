@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,7 +30,6 @@ from archive.errors import ArchiveError, ExportRefused, reason
 from archive.finished_run import EXPORTED_PROGRAM_FILE, FinishedRun
 from archive.members import SERIALIZED_FILE
 from handler import variants
-from handler.decoding import decode
 from handler.variants import Predict
 
 LIBTORCH = Path(__file__).parent.parent / "deploy" / "libtorch"
@@ -96,8 +94,7 @@ def compare(run: Path, only: Sequence[str] = (), served: Served | None = None) -
 def _try(form: str, load: Load, known: FinishedRun, scratch: Path) -> Home:
     tolerance = variants.ROUNDING_TOLERANCE.get(form, export.TOLERANCE)
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript's, which is deprecated
+        with variants.without_torchscript_warning(), torch.inference_mode():
             predict = load(known, scratch)
             return Home(form, tolerance, known.largest_difference(predict))
     except NotHere as absent:
@@ -124,12 +121,10 @@ def _torchscript(known: FinishedRun, _: Path) -> Predict:
 
 def _variant(name: str, known: FinishedRun, _: Path) -> Predict:
     """As a worker loads it."""
-
-    def decoded(encoded: Sequence[bytes]) -> torch.Tensor:
-        return torch.stack([decode(data, known.settings) for data in encoded])
-
-    device = torch.device("cpu")
-    return variants.choose(known.run / SERIALIZED_FILE, device, name, decoded, known.class_names).predict
+    forms = variants.loaders(known.run / SERIALIZED_FILE, torch.device("cpu"))
+    if name not in forms:
+        raise NotHere(f"a package that it needs is not installed: a worker here would go without {name} as well")
+    return forms[name]()
 
 
 def _int8(name: str, file: str, known: FinishedRun, scratch: Path) -> Predict:

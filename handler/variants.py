@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -48,6 +50,14 @@ class Variant:
     """For a batch of four."""
 
 
+@contextmanager
+def without_torchscript_warning() -> Iterator[None]:
+    """TorchScript is deprecated upstream, and it is what TorchServe serves: where it is used, that warning is known."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
+        yield
+
+
 def choose(
     model_file: Path,
     device: torch.device,
@@ -66,16 +76,16 @@ def choose(
         GoldenMismatch: the fp32 model or the variant that `precision` names does not give the measured answers.
         ValueError: `precision` names a variant that cannot run here.
     """
-    loaders = _loaders(model_file, device)
-    if precision not in ("auto", *loaders):
+    forms = loaders(model_file, device)
+    if precision not in ("auto", *forms):
         raise ValueError(
             f"precision {precision!r} cannot run here, on {device.type} with what the archive carries: "
-            f"set auto or one of {', '.join(loaders)}"
+            f"set auto or one of {', '.join(forms)}"
         )
     folder = model_file.parent / "golden"
     images = cache(lambda: decode(golden.images(folder)))  # once for all variants
-    chosen = _try("fp32", loaders.pop("fp32"), folder, images, class_names, settle_threads=device.type == "cpu")
-    for name, load in loaders.items():
+    chosen = _try("fp32", forms.pop("fp32"), folder, images, class_names, settle_threads=device.type == "cpu")
+    for name, load in forms.items():
         if precision not in ("auto", name):
             continue
         try:
@@ -115,33 +125,34 @@ def _try(
     return Variant(name, predict, batch_s)
 
 
-def _loaders(model_file: Path, device: torch.device) -> dict[str, Callable[[], Predict]]:
-    """Name → how to load it, the exact one first."""
-    loaders: dict[str, Callable[[], Predict]] = {
+def loaders(model_file: Path, device: torch.device) -> dict[str, Callable[[], Predict]]:
+    """Name → how a worker loads it, for each form that can run here; the exact one first."""
+    forms: dict[str, Callable[[], Predict]] = {
         "fp32": lambda: _frozen(model_file, device, torch.float32),
         "bf16": lambda: _frozen(model_file, device, torch.bfloat16),
     }
     if device.type == "cuda":
-        loaders["fp16"] = lambda: _frozen(model_file, device, torch.float16)
-        return loaders
+        forms["fp16"] = lambda: _frozen(model_file, device, torch.float16)
+        return forms
     int8, onnx, int8_onnx = (model_file.with_name(name) for name in (INT8_FILE, ONNX_FILE, INT8_ONNX_FILE))
     if int8.exists():
-        loaders["int8"] = lambda: _quantised(int8)
+        forms["int8"] = lambda: load_int8(int8)
     if onnx.exists() and find_spec("onnxruntime"):
-        loaders["onnxruntime"] = lambda: load_onnx(onnx)
+        forms["onnxruntime"] = lambda: load_onnx(onnx)
     if int8_onnx.exists() and find_spec("onnxruntime"):
-        loaders["onnxruntime-int8"] = lambda: load_onnx(int8_onnx)
+        forms["onnxruntime-int8"] = lambda: load_onnx(int8_onnx)
     if onnx.exists() and find_spec("openvino"):
-        loaders["openvino"] = lambda: _openvino(onnx)
-    return loaders
+        forms["openvino"] = lambda: _openvino(onnx)
+    return forms
 
 
 def _frozen(model_file: Path, device: torch.device, dtype: torch.dtype) -> Predict:
     """The TorchScript model with its weights in `dtype`."""
-    model: Any = torch.jit.load(str(model_file), map_location=device).eval()
-    temperature = float(model.temperature)
-    model = model.to(dtype=dtype, memory_format=torch.channels_last)
-    frozen: Any = torch.jit.freeze(model, preserved_attrs=["logits"])
+    with without_torchscript_warning():
+        model: Any = torch.jit.load(str(model_file), map_location=device).eval()
+        temperature = float(model.temperature)
+        model = model.to(dtype=dtype, memory_format=torch.channels_last)
+        frozen: Any = torch.jit.freeze(model, preserved_attrs=["logits"])
     return on_device(frozen.logits, temperature, device, dtype)
 
 
@@ -162,10 +173,12 @@ def on_device(logits: Predict, temperature: float, device: torch.device, dtype: 
     return predict
 
 
-def _quantised(file: Path) -> Predict:
+def load_int8(file: Path) -> Predict:
+    """A TorchScript file of quantised layers: uint8[N,C,H,W] → float32[N,K]."""
     # Must be set before the file is loaded: the weights are packed for the engine then.
     torch.backends.quantized.engine = "onednn"
-    model: Any = torch.jit.freeze(torch.jit.load(str(file)).eval())
+    with without_torchscript_warning():
+        model: Any = torch.jit.freeze(torch.jit.load(str(file)).eval())
 
     def predict(images: torch.Tensor) -> torch.Tensor:
         probabilities: torch.Tensor = model(images)

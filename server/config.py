@@ -1,26 +1,31 @@
-"""TorchServe's `.properties` file: the five ports it opens, and a copy of it on other ports."""
+"""What a server is started with: the text of a `.properties` file, and the same on other ports."""
 
 from __future__ import annotations
 
 import json
 import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from server import properties
 from server.errors import ConfigError, PortTaken
 from server.keys import PORT_KEYS
+from server.properties import Properties
 
 ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """The lines of a `.properties` file."""
+    """The text of a `.properties` file and what it says."""
 
     text: str
+    name: str = "config.properties"
+    """As messages call it."""
 
     @classmethod
     def read(cls, path: Path) -> ServerConfig:
@@ -28,22 +33,23 @@ class ServerConfig:
         ConfigError: there is no such file, or TorchServe would not do what it says.
         """
         properties.read(path).check()
-        return cls(path.read_text(encoding="utf-8"))
+        return cls(path.read_text(encoding="utf-8"), str(path))
+
+    @cached_property
+    def properties(self) -> Properties:
+        return properties.parse(self.text, self.name)
 
     def value(self, key: str) -> str:
-        """What the file says, or TorchServe's default."""
-        found = re.findall(rf"^{key}=(.*)$", self.text, flags=re.MULTILINE)
-        return found[-1].strip() if found else PORT_KEYS[key].default or ""
+        """What counts for the key: the environment's, the file's, or TorchServe's default."""
+        return self.properties.get(key) or ""
 
     def on_ports(self, first: int) -> ServerConfig:
         """The same configuration on five ports from `first`, in the order of `PORT_KEYS`."""
-        text = f"{self.text.rstrip()}\n"
-        for offset, key in enumerate(PORT_KEYS):
-            port = str(first + offset)
-            line = f"{key}={re.sub(r'[0-9]+$', port, self.value(key))}"
-            text, replaced = re.subn(rf"^{key}=.*$", line, text, flags=re.MULTILINE)
-            text += "" if replaced else f"{line}\n"
-        return ServerConfig(text)
+        values = {}
+        for port, (key, known) in enumerate(PORT_KEYS.items(), start=first):
+            address = re.sub(r"(:[0-9]+)?$", f":{port}", self.value(key), count=1)
+            values[key] = str(port) if known.kind == "port" else address
+        return self._with(values)
 
     def with_absolute_paths(self) -> ServerConfig:
         """The same configuration for a server that runs in another directory than the project's root.
@@ -51,29 +57,37 @@ class ServerConfig:
         Raises:
             ConfigError: a file that is named does not exist.
         """
+        named = self.properties.values.get("metrics_config")
+        if named is None:
+            return self
+        path = ROOT / named.text
+        if not path.is_file():
+            raise ConfigError(
+                f"{named.where}: metrics_config={named.text}: no such file, seen from {ROOT}; correct or remove the line"
+            )
+        # JSON escapes what Java's properties need escaped: the backslash, and all that is not ASCII.
+        return self._with({"metrics_config": json.dumps(str(path))[1:-1]})
 
-        def absolute(line: re.Match[str]) -> str:
-            path = ROOT / line[1].strip()
-            if not path.is_file():
-                raise ConfigError(
-                    f"metrics_config={line[1]}: no such file, seen from {ROOT}; correct or remove the line"
-                )
-            # JSON escapes what Java's properties need escaped: the backslash, and all that is not ASCII.
-            return f"metrics_config={json.dumps(str(path))[1:-1]}"
-
-        return ServerConfig(re.sub(r"^metrics_config=(.*)$", absolute, self.text, flags=re.MULTILINE))
+    def _with(self, values: Mapping[str, str]) -> ServerConfig:
+        """These values instead, in lines of their own: of two equal keys TorchServe takes the last."""
+        lines = [f"{key}={value}\n" for key, value in values.items()]
+        return ServerConfig(f"{self.text.rstrip()}\n{''.join(lines)}", self.name)
 
     @property
     def ports(self) -> dict[str, tuple[str, int]]:
-        """Host and port of each key that opens one."""
+        """Host and port of each key that opens one.
+
+        Raises:
+            ConfigError: one is a Unix socket, which our client could not reach.
+        """
         result = {}
-        for key in PORT_KEYS:
+        for key, known in PORT_KEYS.items():
             value = self.value(key)
-            try:
-                parts = urlsplit(value if "://" in value else f"grpc://127.0.0.1:{value}")
-                result[key] = (parts.hostname or "127.0.0.1", parts.port or 80)
-            except ValueError:
-                raise ConfigError(f"{key}={value}: expected an address such as {PORT_KEYS[key].default}") from None
+            port = properties.port_of(key, value)
+            if port < 1:
+                raise ConfigError(f"{key}={value}: expected an address with a port, such as {known.default}")
+            of_grpc = self.value(key.replace("_port", "_address"))
+            result[key] = (of_grpc if known.kind == "port" else urlsplit(value).hostname or "", port)
         return result
 
     def check_ports(self) -> None:

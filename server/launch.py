@@ -19,7 +19,7 @@ from archive.errors import ArchiveError
 from archive.verify import verify
 from client.errors import ClientError, NotReady
 from client.torchserve import TorchServe
-from server import effective, processes, properties
+from server import effective, processes
 from server.config import ROOT, ServerConfig
 from server.errors import AlreadyRunning, ConfigError, StartFailed
 from server.failures import StartLogs
@@ -76,7 +76,7 @@ def start(
     for archive in archives:
         _verify(archive)
     config = ServerConfig.read(config_file).with_absolute_paths()
-    effective.models(properties.read(config_file), model_store)
+    effective.models(config.properties, model_store)
     if first_port is not None:
         config = config.on_ports(first_port)
     config.check_ports()

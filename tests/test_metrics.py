@@ -338,8 +338,7 @@ def test_the_list_is_found_from_the_root_and_from_elsewhere(device: str) -> None
     config = ServerConfig.read(CONFIG.with_name(f"config.{device}.properties"))
     [relative] = re.findall(r"^metrics_config=(.+)$", config.text, flags=re.MULTILINE)
     assert ROOT / relative == METRICS_FILE
-    [absolute] = re.findall(r"^metrics_config=(.+)$", config.with_absolute_paths().text, flags=re.MULTILINE)
-    assert absolute == str(METRICS_FILE)
+    assert config.with_absolute_paths().value("metrics_config") == str(METRICS_FILE)
 
 
 def test_a_list_that_is_not_there_is_named() -> None:
@@ -353,4 +352,4 @@ def test_paths_are_written_as_java_reads_them(tmp_path: Path) -> None:
     file = tmp_path / "Zähler\\x.yaml"
     file.touch()
     text = ServerConfig(f"metrics_config={file}").with_absolute_paths().text
-    assert text == f"metrics_config={tmp_path}/Z\\u00e4hler\\\\x.yaml"
+    assert text.splitlines()[-1] == f"metrics_config={tmp_path}/Z\\u00e4hler\\\\x.yaml"

@@ -47,6 +47,17 @@ def test_port_moves_every_port() -> None:
     assert [port for _, port in ServerConfig("").on_ports(9080).ports.values()] == [9080, 9081, 9082, 9083, 9084]
 
 
+def test_the_ports_are_those_that_torchserve_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's where the file lets it speak; an address without a port has one; a Unix socket is refused."""
+    monkeypatch.setenv("TS_METRICS_ADDRESS", "http://127.0.0.1:9999")
+    assert ServerConfig("enable_envvars_config=true\n").ports["metrics_address"] == ("127.0.0.1", 9999)
+    assert ServerConfig("").ports["metrics_address"] == ("127.0.0.1", 8082)
+    assert ServerConfig("inference_address=http://127.0.0.1\n").ports["inference_address"] == ("127.0.0.1", 8080)
+    assert ServerConfig("grpc_inference_address=127.0.0.2\n").ports["grpc_inference_port"] == ("127.0.0.2", 7070)
+    with pytest.raises(ConfigError, match=r"inference_address=unix:/tmp/socket: expected an address with a port"):
+        assert ServerConfig("inference_address=unix:/tmp/socket\n").ports
+
+
 @pytest.mark.parametrize("offset", range(5))
 def test_a_taken_port_is_named(model_store: Path, tmp_path: Path, offset: int) -> None:
     """Whichever of the five is taken, the message names it and how to choose others; nothing is started."""

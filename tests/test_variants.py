@@ -124,9 +124,9 @@ def test_the_faster_one_wins_by_more_than_noise(
 ) -> None:
     """The same model under two names: ten times faster wins over the more exact one, equally fast does not."""
     set_precision(copied, "auto")
-    exact = variants._loaders(copied / "model.pt", torch.device("cpu"))["fp32"]()
+    exact = variants.loaders(copied / "model.pt", torch.device("cpu"))["fp32"]()
     both = {"fp32": lambda: repeated(exact, 2 * slowness), "bf16": lambda: repeated(exact, 3 if slowness == 1 else 1)}
-    monkeypatch.setattr(variants, "_loaders", lambda *_: both)
+    monkeypatch.setattr(variants, "loaders", lambda *_: both)
     assert load(copied).variant.name == chosen
 
 

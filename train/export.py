@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from handler.variants import Predict
+from handler.variants import Predict, without_torchscript_warning
 from train.errors import ExportError, reason
 
-# TorchScript works and is deprecated upstream; this one warning is expected wherever it is used.
-TORCHSCRIPT_WARNING = r"`torch\.jit\.\w+` is (deprecated|not supported)"
 TOLERANCE = 1e-5
 
 
@@ -81,8 +78,7 @@ def export(served: ServedClassifier, images: torch.Tensor, folder: Path) -> floa
 
 def load_torchscript(path: Path) -> Predict:
     """`model.pt` as a function uint8[N,C,H,W] → float32[N,K]."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING)
+    with without_torchscript_warning():
         model: Predict = torch.jit.load(str(path), map_location="cpu")
     return model
 
@@ -94,8 +90,7 @@ def load_exported_program(path: Path) -> Predict:
 
 
 def _write_torchscript(served: ServedClassifier, images: torch.Tensor, path: Path) -> None:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING)
+    with without_torchscript_warning(), torch.no_grad():
         traced = torch.jit.trace(served.classifier, images[:2].float())
         torch.jit.script(ServedClassifier(traced, served.temperature, served.average_mirror)).save(str(path))
 

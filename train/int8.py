@@ -21,10 +21,9 @@ from torch.ao.quantization.observer import ObserverBase
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from handler import variants
-from handler.variants import Predict
-from train import speed
+from handler.variants import Predict, without_torchscript_warning
 from train.errors import QuantisationError, reason
-from train.export import TORCHSCRIPT_WARNING, ServedClassifier
+from train.export import ServedClassifier
 from train.models import Classifier
 from train.traceable import restore_bounds, traceable
 
@@ -117,7 +116,7 @@ class TorchScriptInt8:
     def load(self, file: Path) -> Predict:
         """As a worker loads it."""
         with engine():
-            predict = speed.frozen(file)
+            predict = variants.load_int8(file)
 
         def within_engine(images: torch.Tensor) -> torch.Tensor:
             with engine():
@@ -146,8 +145,7 @@ def write(served: ServedClassifier, example: torch.Tensor, path: Path) -> None:
     Raises:
         QuantisationError: TorchScript cannot hold it.
     """
-    with warnings.catch_warnings(), torch.no_grad(), engine():
-        warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING)
+    with warnings.catch_warnings(), without_torchscript_warning(), torch.no_grad(), engine():
         # The scale of an addition becomes a constant, which it is.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python float")
         try:

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from handler import golden, runtime
 from handler.decoding import decode
-from handler.variants import INT8_FILE, INT8_ONNX_FILE
+from handler.variants import INT8_FILE, INT8_ONNX_FILE, loaders
 from train import int8_search, run_folder, speed
 from train.errors import TrainingError
 from train.int8 import TorchScriptInt8
@@ -149,8 +149,9 @@ def _measure_speed(trained: Trained, form: Form, file: Path) -> list[dict[str, f
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        fp32, fast = speed.frozen(trained.folder / "model.pt"), form.load(file)
-        return [speed.compare(fp32, fast, images[:size]) for size in sorted({1, batch_size})]
+        exact = loaders(trained.folder / "model.pt", torch.device("cpu"))["fp32"]()
+        fast = form.load(file)
+        return [speed.compare(exact, fast, images[:size]) for size in sorted({1, batch_size})]
     finally:
         torch.set_num_threads(threads)
 

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from handler.variants import Predict
-from train.export import TORCHSCRIPT_WARNING
 
 _ROUNDS, _ROUND_S = 7, 0.15
-
-
-def frozen(path: Path) -> Predict:
-    """A TorchScript file as a worker prepares it: weights as constants, channels last."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING)
-        model: Any = torch.jit.load(str(path), map_location="cpu").eval().to(memory_format=torch.channels_last)
-        prepared: Predict = torch.jit.freeze(model)
-    return prepared
 
 
 def compare(fp32: Predict, int8: Predict, images: torch.Tensor) -> dict[str, float]:

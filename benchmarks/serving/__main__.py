@@ -13,7 +13,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -27,8 +26,8 @@ from benchmarks.serving import environments, measure, models, report
 from benchmarks.serving.errors import BenchmarkError
 from benchmarks.serving.home import Home
 from benchmarks.serving.peers import PEERS
+from handler.variants import without_torchscript_warning
 from train.errors import TrainingError
-from train.export import TORCHSCRIPT_WARNING
 
 P = ParamSpec("P")
 MODELS = (models.RESNET, models.LENET)
@@ -39,9 +38,9 @@ Only = Annotated[list[str] | None, typer.Option("--only", help=f"A peer; repeata
 
 
 @app.callback()
-def main() -> None:
+def main(context: typer.Context) -> None:
     """Measure the served classifier beside its peers and its limits."""
-    warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING)
+    context.with_resource(without_torchscript_warning())
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:

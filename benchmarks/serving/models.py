@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,9 +19,8 @@ from benchmarks.serving import bodies
 from benchmarks.serving.errors import SetupError
 from benchmarks.serving.home import Home
 from benchmarks.serving.servers.work import Work
-from handler.variants import INT8_FILE
+from handler.variants import INT8_FILE, without_torchscript_warning
 from train import models, pipeline, quantise, recipe
-from train.export import TORCHSCRIPT_WARNING
 
 LENET, RESNET, RESNET_INT8 = "lenet5", "resnet18", "resnet18-int8"
 LABELLED = "labelled"
@@ -107,8 +105,7 @@ def _write_network(home: Home, model: str) -> None:
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING)
+    with without_torchscript_warning(), torch.no_grad():
         torch.jit.trace(network, example).save(f"{file}.partial")
     Path(f"{file}.partial").replace(file)
 
@@ -171,8 +168,7 @@ def _write_bodies(home: Home) -> None:
         images = [path.read_bytes() for path in sorted(home.images(model).iterdir())]
         for name, form in bodies.FORMS.items():
             bodies.write(home.bodies(model, name), form, images)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", TORCHSCRIPT_WARNING)
+        with without_torchscript_warning():
             [expected[model]] = Work(home.network(model)).answer(images[:1])
     home.expected.write_text(json.dumps(expected, indent=1) + "\n")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,6 +55,15 @@ def _break(content: Path) -> None:
         "            import os; os._exit(1)\n"
     )
     replaced(content, "image_classifier.py", first, worse + first)
+
+
+def start_bare(run_dir: Path, model_store: Path, *options: object) -> None:
+    """TorchServe as its own documentation starts it, with snapshots; it may not answer yet."""
+    subprocess.run(
+        [sys.executable, "-m", "ts.model_server", "--start", "--model-store", str(model_store), *map(str, options)],
+        cwd=run_dir, env=launch._environment(run_dir, "text", False), check=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -42,6 +42,8 @@ def test_a_row_says_what_was_seen(tmp_path: Path) -> None:
         "skipped: no nginx | [test_a.py](../tests/test_a.py) `x`, `y`, `z` | today |\n"
     )
     assert report.line(ROW, {"tests/test_a.py::test_x": Seen()}, "today") is None
+    skipped = Row("a", "b", ("tests/test_a.py::test_z",))
+    assert report.line(skipped, seen, "today") is None, "nothing was seen"
 
 
 def test_rows_that_were_not_run_stay(tmp_path: Path) -> None:

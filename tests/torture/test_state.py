@@ -19,21 +19,12 @@ from server import launch, processes
 from server.config import ServerConfig
 from server.launch import RunningServer
 from tests.conftest import CONFIG, MODEL, ROOT, free_ports, wait_for
-from tests.torture.conftest import Record
+from tests.torture.conftest import Record, start_bare
 
 pytestmark = pytest.mark.torture
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 DURATION_S = 6.0
-
-
-def start_bare(run_dir: Path, model_store: Path, *options: object) -> None:
-    """TorchServe as a newcomer would start it, with snapshots."""
-    subprocess.run(
-        [sys.executable, "-m", "ts.model_server", "--start", "--model-store", str(model_store), *map(str, options)],
-        cwd=run_dir, env=launch._environment(run_dir, "text", False), check=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
 
 
 def stop_keeping_temp(run_dir: Path) -> None:
