@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ VARIABLES: dict[TokenKind, str] = {
     "management": "TORCHSERVE_MANAGEMENT_TOKEN",
 }
 """Where they are set they are taken before the key file's, until the server refuses them."""
+SENDABLE = r"[A-Za-z0-9_.~+/=-]+"
+"""What a token may consist of (RFC 6750): whatever else was sent would end up in an error's text."""
 # TorchServe rewrites the file in place, so a reader may find it empty or half written for a moment.
 _REWRITE_TIMEOUT_S, _POLL_INTERVAL_S = 0.5, 0.02
 
@@ -42,16 +45,23 @@ class Tokens:
     def __init__(self, path: Path, environment: Mapping[str, str] = os.environ) -> None:
         self.path = path
         self._given = {
-            kind: Token(environment[name], None) for kind, name in VARIABLES.items() if environment.get(name)
+            kind: Token(value, None) for kind, name in VARIABLES.items() if (value := environment.get(name, "").strip())
         }
 
     def token(self, kind: TokenKind) -> Token:
         """The token as it is now.
 
         Raises:
-            NotAuthorized: there is none in the environment, and the file cannot be read or has none either.
+            NotAuthorized: there is none in the environment, and the file cannot be read or has none either; or the
+                one in the environment cannot be sent.
         """
-        return self._given.get(kind) or self._read(kind)
+        given = self._given.get(kind)
+        if given is not None and not re.fullmatch(SENDABLE, given.value):
+            raise NotAuthorized(
+                f"{VARIABLES[kind]} is set to what cannot be a token: set it to one alone, without blanks and line "
+                "breaks, or unset it"
+            )
+        return given or self._read(kind)
 
     def forget_given(self, kind: TokenKind) -> None:
         """Go by the key file from now on: the one in the environment has been replaced."""

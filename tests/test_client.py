@@ -147,6 +147,28 @@ def test_tokens_of_the_environment_go_first(tmp_path: Path) -> None:
     assert Tokens(tmp_path / "none.json", environment).token("inference").value == "given"
 
 
+def test_a_line_break_after_a_token_is_cut_off(tmp_path: Path) -> None:
+    """As a file that was read into the variable ends with; nothing but that is as if it were not set."""
+    path = key_file(tmp_path, management={"key": "filed"})
+    tokens = Tokens(path, {"TORCHSERVE_INFERENCE_TOKEN": "given\r\n", "TORCHSERVE_MANAGEMENT_TOKEN": "\n"})
+    assert tokens.token("inference").value == "given"
+    assert tokens.token("management").value == "filed"
+
+
+@pytest.mark.parametrize("value", ["very\nsecret", "very secret", "vëry-secret", "ὁ-secret"])
+def test_what_cannot_be_sent_is_refused_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """Neither in the message nor in the results, where there is no row that a corrected run would skip."""
+    monkeypatch.setenv("TORCHSERVE_INFERENCE_TOKEN", value)
+    (tmp_path / "a.png").write_bytes(b"image")
+    output = tmp_path / "results.jsonl"
+    refused = CliRunner().invoke(app, ["predict", MODEL, str(tmp_path / "a.png"), "--output", str(output)])
+    assert (refused.exit_code, output.read_text()) == (1, "")
+    assert refused.stderr.startswith("error: TORCHSERVE_INFERENCE_TOKEN is set to what cannot be a token")
+    assert "secret" not in refused.output
+
+
 @pytest.mark.parametrize("decimals", ["", ".5", ".123456", ".123456789"])
 def test_the_key_file_says_when_a_token_expires(tmp_path: Path, decimals: str) -> None:
     """Java writes as many decimals as it has; none of them, or nothing at all, is in the way."""

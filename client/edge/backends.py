@@ -24,6 +24,7 @@ from client.edge.servers import EdgeConfig, EdgeEntry, ServerEntry
 from client.errors import ClientError, NotAuthorized, NothingListens, NotReady, ServerBusy, ServerUnreachable
 from client.golden import GoldenImage
 from client.readiness import ANSWER_TIMEOUT_S
+from client.tokens import SENDABLE as _SENDABLE
 from client.tokens import VARIABLES, Token, Tokens
 from client.torchserve import TorchServe
 
@@ -32,7 +33,6 @@ _LATE_LOOKS = 3
 # Tokens are renewed this long before they expire, or a half of their life where that is shorter: before a client of the
 # same server would, since the edge must have the new one at once.
 _RENEWAL_MARGIN_S, _RENEWAL_SHARE, _RENEWAL_PAUSE_S = 120.0, 0.5, 5.0
-_SENDABLE = r"[\w.~+/=-]+"
 
 
 State = Literal["ready", "slow", "out"]
