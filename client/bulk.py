@@ -48,8 +48,10 @@ def predict(
 
 def _predict(server: TorchServe, model: str, source: Source) -> Outcome:
     try:
-        return Outcome(source.name, prediction=server.predict(model, source.read()))
+        image = source.read()
     except OSError as error:
         return Outcome(source.name, error=error.strerror or str(error))
+    try:
+        return Outcome(source.name, prediction=server.predict(model, image))
     except RequestRefused as error:
         return Outcome(source.name, error=str(error))

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.exceptions import ChunkedEncodingError, InvalidSchema, InvalidURL, MissingSchema
 from urllib3.exceptions import NewConnectionError
 
 from client.errors import (
@@ -149,8 +150,13 @@ class Connection:
             )
         except requests.Timeout:
             raise ServerUnreachable(f"no answer from {url} within {timeout_s:g} s") from None
-        except requests.ConnectionError as error:
+        except (requests.ConnectionError, ChunkedEncodingError) as error:
             raise _unreachable(url, error) from None
+        except (InvalidSchema, InvalidURL, MissingSchema):
+            raise no_address(url) from None
+        except requests.RequestException as error:
+            # Its text may hold the token.
+            raise ClientError(f"cannot ask {url}: {type(error).__name__}") from None
         self.has_answered = True
         return response
 
@@ -180,7 +186,15 @@ class Connection:
         return kind(response.status_code, name, message)
 
 
-def _unreachable(url: str, error: requests.ConnectionError) -> ServerUnreachable:
+def no_address(url: str) -> ClientError:
+    """The error of a URL that nobody can be asked at."""
+    return ClientError(
+        f"{url} is no address of a server: --url and --management-url begin with http:// or https://, as "
+        "http://127.0.0.1:8080 does"
+    )
+
+
+def _unreachable(url: str, error: requests.RequestException) -> ServerUnreachable:
     origin = "{0.scheme}://{0.netloc}".format(urlsplit(url))
     reason = getattr(error.args[0], "reason", None) if error.args else None
     if isinstance(reason, NewConnectionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -10,7 +11,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import requests
 
 from client import retries
-from client.connection import Api, Connection
+from client.connection import Api, Connection, no_address
 from client.errors import (
     ClientError,
     ModelNotFound,
@@ -248,9 +249,16 @@ def _model_path(model: str, version: str | None = None) -> str:
 
 
 def next_port(url: str) -> str:
-    """The address with the port after this one's, where TorchServe has its next API by default."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}:{(parts.port or 80) + 1}"
+    """The address with the port after this one's, where TorchServe has its next API by default.
+
+    Raises:
+        ClientError: it is none.
+    """
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.hostname:
+            return f"{parts.scheme}://{parts.hostname}:{(parts.port or 80) + 1}"
+    raise no_address(url)
 
 
 def _wait(deadline: float, message: str) -> None:

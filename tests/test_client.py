@@ -9,14 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from client import golden, metrics
+from client import bulk, golden, metrics
 from client.__main__ import app
 from client.bulk import Outcome
 from client.errors import (
@@ -27,6 +27,7 @@ from client.errors import (
     OutputUnusable,
     RequestRefused,
     ServerBusy,
+    ServerUnreachable,
     WorkerDied,
 )
 from client.inputs import expand
@@ -290,38 +291,50 @@ DIED_UNSEEN: Answer = (500, {"code": 500, "type": "InternalServerException", "me
 Serve = Callable[..., tuple[TorchServe, list[Answer]]]
 
 
+class Quiet(BaseHTTPRequestHandler):
+    """Has no line on stderr for each request."""
+
+    def answer(self, document: object, status: int = 200) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server on this machine that answers as `handler` does."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
 @pytest.fixture
 def scripted(tmp_path: Path) -> Iterator[Serve]:
     """A server that gives the answers it is told to, in order; its client, and the answers still to be given."""
-    servers = []
 
     def serve(*answers: Answer, retry_s: float = 20) -> tuple[TorchServe, list[Answer]]:
         remaining = list(answers)
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
                 status, document = remaining.pop(0)
-                body = json.dumps(document).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.answer(document, status)
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        servers.append(server)
         path = key_file(tmp_path, inference={"key": "i"}, management={"key": "m"})
-        client = TorchServe(f"http://127.0.0.1:{server.server_port}", "http://127.0.0.1:9", path, retry_s=retry_s)
-        return client, remaining
+        url = servers.enter_context(listening(Handler))
+        return TorchServe(url, "http://127.0.0.1:9", path, retry_s=retry_s), remaining
 
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield serve
 
 
 @pytest.mark.parametrize("answers", [[FULL, FULL, OK], [DIED, DIED_UNSEEN, OK], [FULL, DIED, OK]])
@@ -339,6 +352,46 @@ def test_nothing_else_is_asked_again(scripted: Serve, answer: Answer) -> None:
         client.predict(MODEL, b"image")
     assert refusal.value.status == answer[0]
     assert remaining == [OK]
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "http//localhost", "http://localhost:port", "http://[::1"])
+def test_what_is_no_address_is_said(tmp_path: Path, url: str) -> None:
+    """Once and by its name; no image gets a row that a corrected run would skip, but a file that is missing does."""
+    (tmp_path / "a.png").write_bytes(b"image")
+    output = tmp_path / "results.jsonl"
+    place = ["--url", url, "--key-file", str(key_file(tmp_path, inference={"key": "i"}, management={"key": "m"}))]
+    asked = ["predict", MODEL, str(tmp_path / "none.png"), str(tmp_path / "a.png"), "--output", str(output)]
+    refused = CliRunner().invoke(app, [*place, "--management-url", "http://127.0.0.1:9", *asked])
+    assert refused.exit_code == 1
+    assert re.search(rf"^error: {re.escape(url)}\S* is no address of a server.*\n$", refused.stderr, re.MULTILINE)
+    [row] = map(json.loads, output.read_text().splitlines())
+    assert row["file"] == str(tmp_path / "none.png")
+    without = CliRunner().invoke(app, [*place, "models"])
+    assert re.fullmatch(rf"error: {re.escape(url)} is no address of a server.*\n", without.stderr)
+
+
+def test_a_token_that_cannot_be_sent_is_not_shown(tmp_path: Path) -> None:
+    """One of the key file's too, of which `requests` itself would tell."""
+    path = key_file(tmp_path, inference={"key": "very\nsecret"})
+    with pytest.raises(ClientError, match=r"^cannot ask http://127\.0\.0\.1:9/\S+: InvalidHeader$"):
+        TorchServe("http://127.0.0.1:9", key_file=path).predict(MODEL, b"image")
+
+
+def test_an_answer_that_breaks_off_is_no_row(tmp_path: Path) -> None:
+    """A server that ends within its answer is unreachable, which would befall every further image."""
+
+    class Handler(Quiet):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b'{"7": ')
+
+    (tmp_path / "a.png").write_bytes(b"image")
+    with listening(Handler) as url, pytest.raises(ServerUnreachable, match="closed the connection before it answered"):
+        client = TorchServe(url, key_file=key_file(tmp_path, inference={"key": "i"}))
+        list(bulk.predict(client, MODEL, expand([str(tmp_path / "a.png")]), 1))
 
 
 def test_asking_again_ends(scripted: Serve) -> None:
