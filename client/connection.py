@@ -171,6 +171,8 @@ class Connection:
                 f"the server refuses the {api} token in {self.tokens.place(api)}, and the API key did not renew it: "
                 "it belongs to another server; point --key-file at the file in this server's working directory"
             )
+        if response.status_code == 401:  # an edge's; TorchServe itself says 400
+            return NotAuthorized(f"401 {name}: {message} (what was sent is in {self.tokens.place(api)})")
         if name in ("ModelNotFoundException", "ModelVersionNotFoundException"):
             return ModelNotFound(f"{message} (`python -m client models` lists what is served)")
         if response.status_code == 405 and api == "management":
@@ -179,8 +181,9 @@ class Connection:
                 "is started with, for example config/config.cpu.properties, and start it again"
             )
         # "Prediction failed" has this status as well, under another type.
-        if response.status_code == 503 and name == "ServiceUnavailableException":
-            return ServerBusy(f"503 {name}: {message}")
+        queue_full = response.status_code == 503 and name == "ServiceUnavailableException"
+        if queue_full or response.status_code == 429:
+            return ServerBusy(f"{response.status_code} {name}: {message}")
         # 507 where TorchServe already knows that the process was killed, 500 where it does not yet.
         kind = WorkerDied if message == "Worker died." else RequestRefused
         return kind(response.status_code, name, message)

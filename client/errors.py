@@ -3,11 +3,11 @@
 ClientError
 ├── ServerUnreachable   nothing answers at the address, or not in time
 │   └── NothingListens  the connection was refused, so nobody has seen the request
-├── NotAuthorized       no token, or one that the server refuses and that could not be renewed
+├── NotAuthorized       no token or edge's key, or one that is refused and could not be renewed
 ├── ModelNotFound       the server has no model of that name or version
 ├── ModelApiOff         the server's configuration does not let models be registered or removed
 ├── NoWorkers           the model is registered and has no worker
-├── ServerBusy          the model's queue is full
+├── ServerBusy          the model's queue is full, or an edge's limit is reached
 ├── RequestRefused      the server understood and refused: carries its status, type and message
 │   └── WorkerDied      the worker that had the request was killed
 ├── NotReady            the model did not come up in time

@@ -3,7 +3,7 @@
 | what happened | asked again |
 |---|---|
 | the connection was refused by a server that answered before | until the time is up |
-| 503, the queue is full | until the time is up |
+| 503, the queue is full; 429, an edge's limit is reached | until the time is up |
 | 507 or 500 "Worker died.": the worker was killed | twice: the image itself may be what kills it |
 | anything else | never |
 

@@ -285,6 +285,8 @@ Answer = tuple[int, dict[str, object]]
 OK: Answer = (200, {"7": 0.9})
 FULL: Answer = (503, {"code": 503, "type": "ServiceUnavailableException", "message": "no worker to serve"})
 FAILED: Answer = (503, {"code": 503, "type": "InternalServerException", "message": "Prediction failed"})
+LIMITED: Answer = (429, {"code": 429, "type": "TooManyRequestsException", "message": "Too many requests"})
+UNKNOWN: Answer = (401, {"code": 401, "type": "NotAuthorizedException", "message": "Send a key"})
 DIED: Answer = (507, {"code": 507, "type": "InternalServerException", "message": "Worker died."})
 DIED_UNSEEN: Answer = (500, {"code": 500, "type": "InternalServerException", "message": "Worker died."})
 
@@ -337,9 +339,9 @@ def scripted(tmp_path: Path) -> Iterator[Serve]:
         yield serve
 
 
-@pytest.mark.parametrize("answers", [[FULL, FULL, OK], [DIED, DIED_UNSEEN, OK], [FULL, DIED, OK]])
+@pytest.mark.parametrize("answers", [[FULL, FULL, OK], [DIED, DIED_UNSEEN, OK], [FULL, DIED, OK], [LIMITED, OK]])
 def test_what_is_safe_is_asked_again(scripted: Serve, answers: list[Answer]) -> None:
-    """A full queue and a worker that was killed are waited out."""
+    """A full queue, a worker that was killed and an edge's limit are waited out."""
     client, _ = scripted(*answers)
     assert client.predict(MODEL, b"image") == OK[1]
 
@@ -392,6 +394,17 @@ def test_an_answer_that_breaks_off_is_no_row(tmp_path: Path) -> None:
     with listening(Handler) as url, pytest.raises(ServerUnreachable, match="closed the connection before it answered"):
         client = TorchServe(url, key_file=key_file(tmp_path, inference={"key": "i"}))
         list(bulk.predict(client, MODEL, expand([str(tmp_path / "a.png")]), 1))
+
+
+def test_an_unknown_key_ends_a_run(scripted: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edge's 401 would befall every image: it is raised, says where the key is from, and does not show it."""
+    monkeypatch.setenv("TORCHSERVE_INFERENCE_TOKEN", "very-secret")
+    client, remaining = scripted(UNKNOWN, OK)
+    (tmp_path / "a.png").write_bytes(b"image")
+    with pytest.raises(NotAuthorized, match=r"^401 NotAuth\S+: Send a key .*TORCHSERVE_INFERENCE_TOKEN") as refusal:
+        list(bulk.predict(client, MODEL, expand([str(tmp_path / "a.png")]), 1))
+    assert "very-secret" not in str(refusal.value)
+    assert remaining == [OK]
 
 
 def test_asking_again_ends(scripted: Serve) -> None:
