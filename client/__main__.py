@@ -43,9 +43,15 @@ def connect(
     key_file: Annotated[
         Path, typer.Option(envvar="TORCHSERVE_KEY_FILE", help="The key_file.json in the server's working directory.")
     ] = KEY_FILE,
+    certificate_authority: Annotated[
+        Path | None,
+        typer.Option(
+            "--ca", metavar="FILE", envvar="TORCHSERVE_CA", help="Certificates to trust, in PEM; default: public ones."
+        ),
+    ] = None,
 ) -> None:
     """Talk to a running TorchServe: predict and explain, look at models, register them, scale their workers."""
-    context.obj = partial(TorchServe, url, management_url, key_file)
+    context.obj = partial(TorchServe, url, management_url, key_file, certificate_authority=certificate_authority)
 
 
 app.command(epilog="Example: python -m client predict lenet5-digits photos/ --output results.jsonl")(predict)
@@ -141,8 +147,9 @@ def show_metrics(
     as_json: AsJson = False,
 ) -> None:
     """Print what the server tells Prometheus: means instead of sums, no buckets."""
-    url = metrics_url or next_port(server_of(context).management_url)
-    samples = metrics.interesting(metrics.read(url.rstrip("/")), model)
+    server = server_of(context)
+    url = metrics_url or next_port(server.management_url)
+    samples = metrics.interesting(metrics.read(url.rstrip("/"), server.certificate_authority), model)
     if as_json:
         print(json.dumps([asdict(sample) for sample in samples]))
         return

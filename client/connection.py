@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import ssl
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.exceptions import ChunkedEncodingError, InvalidSchema, InvalidURL, MissingSchema
+from requests.exceptions import ChunkedEncodingError, InvalidSchema, InvalidURL, MissingSchema, SSLError
 from urllib3.exceptions import NewConnectionError
 
 from client.errors import (
@@ -42,9 +44,20 @@ class Connection:
         urls: address of each API, without a slash at the end.
         timeout_s: longest wait for one answer.
         connections: most that are open at a time to either API; further calls wait for one of them.
+        certificate_authority: file of the certificates to trust, in PEM; None is those of the public authorities.
+
+    Raises:
+        ClientError: that file holds none.
     """
 
-    def __init__(self, urls: Mapping[Api, str], tokens: Tokens, timeout_s: float, connections: int) -> None:
+    def __init__(
+        self,
+        urls: Mapping[Api, str],
+        tokens: Tokens,
+        timeout_s: float,
+        connections: int,
+        certificate_authority: Path | None = None,
+    ) -> None:
         self.urls = urls
         self.tokens = tokens
         self.timeout_s = timeout_s
@@ -52,6 +65,9 @@ class Connection:
         self._session = requests.Session()
         # A proxy of the environment would be asked for 127.0.0.1, and a .netrc would replace the token.
         self._session.trust_env = False
+        if certificate_authority is not None:
+            _check_certificates(certificate_authority)
+            self._session.verify = str(certificate_authority)
         self._session.mount("http://", HTTPAdapter(pool_maxsize=connections, pool_block=True))
         self._session.mount("https://", HTTPAdapter(pool_maxsize=connections, pool_block=True))
         self._renewal = threading.Lock()
@@ -148,6 +164,8 @@ class Connection:
                 timeout=timeout_s,
                 allow_redirects=False,
             )
+        except SSLError as error:
+            raise no_tls(url, error) from None
         except requests.Timeout:
             raise ServerUnreachable(f"no answer from {url} within {timeout_s:g} s") from None
         except (requests.ConnectionError, ChunkedEncodingError) as error:
@@ -197,14 +215,36 @@ def no_address(url: str) -> ClientError:
     )
 
 
+def no_tls(url: str, error: SSLError) -> ServerUnreachable:
+    """The error of a server whose certificate is not trusted, or that speaks no TLS."""
+    reason = getattr(error.args[0], "reason", error) if error.args else error
+    return ServerUnreachable(
+        f"no TLS with {_origin(url)} ({reason}): --ca or TORCHSERVE_CA names the file of certificates to trust"
+    )
+
+
 def _unreachable(url: str, error: requests.RequestException) -> ServerUnreachable:
-    origin = "{0.scheme}://{0.netloc}".format(urlsplit(url))
+    origin = _origin(url)
     reason = getattr(error.args[0], "reason", None) if error.args else None
     if isinstance(reason, NewConnectionError):
         return NothingListens(
             f"no server answers at {origin}: start one with scripts/serve.sh, or name its address with --url"
         )
     return ServerUnreachable(f"the server at {origin} closed the connection before it answered; see logs/ts_log.log")
+
+
+def _origin(url: str) -> str:
+    return "{0.scheme}://{0.netloc}".format(urlsplit(url))
+
+
+def _check_certificates(file: Path) -> None:
+    """Raises:
+    ClientError: it cannot be read, or holds none.
+    """
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:
+        raise ClientError(f"{file} is no file of certificates in PEM: {error.strerror or error}") from None
 
 
 def _token_refused(response: requests.Response) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import requests
+from requests.exceptions import SSLError
 
+from client.connection import no_tls
 from client.errors import ClientError, ServerUnreachable
 
 _OF_SERVER = ("ts_", "Requests", "QueueTime", "Memory", "GPU")
@@ -39,17 +42,23 @@ class Sample:
         return " ".join(f"{name}={value}" for name, value in self.labels.items() if name not in hidden)
 
 
-def read(url: str) -> list[Sample]:
+def read(url: str, certificate_authority: Path | None = None) -> list[Sample]:
     """Every sample at the metrics address `url`; no token is needed.
 
+    Args:
+        certificate_authority: as `TorchServe` takes it.
+
     Raises:
-        ServerUnreachable: nothing answers there.
+        ServerUnreachable: nothing answers there, or not in TLS that can be trusted.
         ClientError: what answers has no metrics in Prometheus' format.
     """
     try:
         with requests.Session() as session:
             session.trust_env = False
+            session.verify = str(certificate_authority) if certificate_authority else True
             answer = session.get(f"{url}/metrics", timeout=_TIMEOUT_S)
+    except SSLError as error:
+        raise no_tls(url, error) from None
     except requests.RequestException:
         raise ServerUnreachable(f"no metrics answer at {url}: name the address with --metrics-url") from None
     if not answer.ok:

@@ -41,6 +41,7 @@ class TorchServe:
         timeout_s: longest wait for one answer.
         retry_s: how long a prediction or explanation is asked for again where that is safe (`client.retries`).
         connections: most that are open at a time.
+        certificate_authority: file of the certificates to trust, in PEM; by default those of the public authorities.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class TorchServe:
         timeout_s: float = 60.0,
         retry_s: float = 30.0,
         connections: int = 32,
+        certificate_authority: Path | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.management_url = (management_url or next_port(self.url)).rstrip("/")
         self.retry_s = retry_s
+        self.certificate_authority = certificate_authority
         urls: dict[Api, str] = {"inference": self.url, "management": self.management_url}
-        self._connection = Connection(urls, Tokens(key_file), timeout_s, connections)
+        self._connection = Connection(urls, Tokens(key_file), timeout_s, connections, certificate_authority)
         self._have_answered: set[str] = set()
 
     def predict(self, model: str, image: bytes, version: str | None = None) -> Prediction:

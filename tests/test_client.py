@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +38,8 @@ from client.readiness import Readiness, Watch
 from client.results import Results
 from client.tokens import Tokens
 from client.torchserve import TorchServe
+from client.tuning.wire import Wire
+from tests.edges import certificate_command
 
 MODEL = "lenet5-digits"
 GOOD = Outcome("a.png", prediction={"7": 0.9, "1": 0.1})
@@ -308,12 +313,14 @@ class Quiet(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+def listening(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The address of a server on this machine that answers as `handler` does."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
 
@@ -377,6 +384,51 @@ def test_a_token_that_cannot_be_sent_is_not_shown(tmp_path: Path) -> None:
     path = key_file(tmp_path, inference={"key": "very\nsecret"})
     with pytest.raises(ClientError, match=r"^cannot ask http://127\.0\.0\.1:9/\S+: InvalidHeader$"):
         TorchServe("http://127.0.0.1:9", key_file=path).predict(MODEL, b"image")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """One that was made by the documented line, with its key beside it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl on this machine")
+    subprocess.run(["bash", "-ec", certificate_command()], cwd=tmp_path, check=True, capture_output=True)
+    return tmp_path / "certificate.pem"
+
+
+def test_a_private_authority_is_named(certificate: Path, tmp_path: Path) -> None:
+    """By option or variable, for calls, metrics and loads alike; without it nothing is sent, and the option is said."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    path = key_file(tmp_path, management={"key": "m"})
+
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            self.answer({"models": [{"modelName": "m"}]})
+
+    with listening(Handler, tls) as url:
+        place, own = ["--url", url, "--management-url", url, "--key-file", str(path)], ["--ca", str(certificate)]
+        asked = (["models"], ["metrics", "--metrics-url", url])
+        for command in asked:
+            untrusted = CliRunner().invoke(app, [*place, *command])
+            assert untrusted.exit_code == 1
+            complaint = rf"error: no TLS with {url} \(.*certificate verify failed.*\): --ca or TORCHSERVE_CA names .*\n"
+            assert re.fullmatch(complaint, untrusted.stderr)
+            assert CliRunner().invoke(app, [*place, *own, *command]).exit_code == 0
+        assert CliRunner().invoke(app, [*place, "models"], env={"TORCHSERVE_CA": str(certificate)}).output == "m\n"
+        request = b"GET /models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        with closing(Wire(url, certificate)) as wire:
+            assert wire.ask(request, time.perf_counter() + 10)[0] == 200
+        with closing(Wire(url)) as wire, pytest.raises(ssl.SSLCertVerificationError):
+            wire.ask(request, time.perf_counter() + 10)
+
+
+@pytest.mark.parametrize("name", ["none.pem", "key_file.json"])
+def test_a_file_without_certificates_is_said(tmp_path: Path, name: str) -> None:
+    """One that is missing and one that holds something else, before anything is asked."""
+    key_file(tmp_path, management={"key": "m"})
+    refused = CliRunner().invoke(app, ["--ca", str(tmp_path / name), "models"])
+    assert refused.exit_code == 1
+    assert re.fullmatch(rf"error: \S+{name} is no file of certificates in PEM: .+\n", refused.stderr)
 
 
 def test_an_answer_that_breaks_off_is_no_row(tmp_path: Path) -> None:

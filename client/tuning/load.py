@@ -166,7 +166,8 @@ class _Load:
         self._end = self._start + duration_s
 
     def run(self, concurrency: int, watch: Callable[[float, int], None] | None) -> LoadResult:
-        wires = [Wire(self._server.url) for _ in range(concurrency)]
+        server = self._server
+        wires = [Wire(server.url, server.certificate_authority) for _ in range(concurrency)]
         rows: list[list[tuple[float, float, str]]] = [[] for _ in wires]
         threads = [threading.Thread(target=self._work, args=pair) for pair in zip(wires, rows, strict=True)]
         for thread in threads:

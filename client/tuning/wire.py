@@ -12,6 +12,7 @@ import socket
 import ssl
 import time
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -31,11 +32,13 @@ class Wire:
 
     Args:
         url: `http://` or `https://` and where the server listens.
+        certificate_authority: file of the certificates to trust, in PEM; None is those of the system.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, certificate_authority: Path | None = None) -> None:
         parts = urlsplit(url)
-        self._host, self._tls = parts.hostname or "", ssl.create_default_context() if parts.scheme == "https" else None
+        self._host = parts.hostname or ""
+        self._tls = ssl.create_default_context(cafile=certificate_authority) if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         self._socket: socket.socket | None = None
 
