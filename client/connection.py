@@ -84,15 +84,18 @@ class Connection:
     ) -> requests.Response:
         """One call with the token of its API, which is renewed where it is about to expire or refused.
 
+        Args:
+            timeout_s: longest wait for one answer, instead of the connection's own.
+
         Raises:
             ClientError: every answer but a good one, by its meaning.
         """
         for _ in range(_TOKENS_TRIED):
-            token = self._fresh_token(api)
+            token = self._fresh_token(api, timeout_s)
             response = self._send(method, self.urls[api] + path, token, data, headers, timeout_s)
             if not _token_refused(response):
                 break
-            if not self._renew(api, token):
+            if not self._renew(api, token, timeout_s):
                 break
         if response.ok:
             return response
@@ -104,20 +107,20 @@ class Connection:
             self._renew(api, refused)
         return self._fresh_token(api)
 
-    def _fresh_token(self, api: Api) -> str:
+    def _fresh_token(self, api: Api, timeout_s: float | None = None) -> str:
         """The token, renewed first where it will soon expire; other threads wait for that."""
         token = self.tokens.token(api)
         margin_s = self._margin_s.get(api, _RENEWAL_MARGIN_S)
         if token.expires_at is None or token.expires_at - time.time() > margin_s:
             return token.value
         try:
-            self._renew(api, token.value)
+            self._renew(api, token.value, timeout_s)
         except ClientError:
             # It is still valid: what is wrong will be said when it no longer is.
             self._margin_s[api] = -math.inf
         return self.tokens.token(api).value
 
-    def _renew(self, api: Api, old: str) -> bool:
+    def _renew(self, api: Api, old: str, timeout_s: float | None = None) -> bool:
         """Have the server write a new token into its key file, unless another thread has done so.
 
         Returns:
@@ -127,7 +130,7 @@ class Connection:
             if self.tokens.token(api).value != old:
                 return True
             key = self._api_key(api)
-            renewed = self._send("GET", f"{self.urls['management']}/token?type={api}", key)
+            renewed = self._send("GET", f"{self.urls['management']}/token?type={api}", key, timeout_s=timeout_s)
             if renewed.ok:
                 self.tokens.forget_given(api)
             token = self.tokens.token(api)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ from client.tokens import Tokens
 INFERENCE_URL = "http://127.0.0.1:8080"
 KEY_FILE = Path("key_file.json")
 _POLL_INTERVAL_S = 0.1
+# However little is left, a server that is on time answers a call that is made.
+_LEAST_WAIT_S = 2.0
 
 Prediction = dict[str, float]
 
@@ -62,14 +65,17 @@ class TorchServe:
         self._connection = Connection(urls, Tokens(key_file), timeout_s, connections, certificate_authority)
         self._have_answered: set[str] = set()
 
-    def predict(self, model: str, image: bytes, version: str | None = None) -> Prediction:
+    def predict(self, model: str, image: bytes, version: str | None = None, within_s: float = math.inf) -> Prediction:
         """Classify one encoded image: the most probable classes in falling order.
+
+        Args:
+            within_s: longest wait in all where it is shorter than `timeout_s` and `retry_s`; a call gets two seconds.
 
         Raises:
             RequestRefused: the server does not take this image; `status` and the message say why.
             NoWorkers, ServerBusy: it takes none at present.
         """
-        answer: Prediction = self._ask("predictions", model, version, image, "application/json").json()
+        answer: Prediction = self._ask("predictions", model, version, image, "application/json", within_s).json()
         return answer
 
     def explain(self, model: str, image: bytes, version: str | None = None) -> dict[str, Any]:
@@ -91,9 +97,14 @@ class TorchServe:
             page = answer.get("nextPageToken")
         return names
 
-    def describe(self, model: str, version: str | None = None) -> dict[str, Any]:
-        """TorchServe's description of one version (by default the default one): settings, workers and their states."""
-        descriptions: list[dict[str, Any]] = self._manage("GET", _model_path(model, version)).json()
+    def describe(self, model: str, version: str | None = None, within_s: float = math.inf) -> dict[str, Any]:
+        """TorchServe's description of one version (by default the default one): settings, workers and their states.
+
+        Args:
+            within_s: as `predict` takes it.
+        """
+        answer = self._manage("GET", _model_path(model, version), self._wait_s(within_s))
+        descriptions: list[dict[str, Any]] = answer.json()
         return descriptions[0]
 
     def versions(self, model: str) -> list[str]:
@@ -120,13 +131,16 @@ class TorchServe:
                 f"TorchServe has given up comes back by scaling to 0 and then to {workers}",
             )
 
-    def check_workers(self, model: str) -> int:
+    def check_workers(self, model: str, within_s: float = math.inf) -> int:
         """How many workers have loaded a model.
+
+        Args:
+            within_s: as `predict` takes it.
 
         Raises:
             NotReady: fewer than it declares.
         """
-        description = self.describe(model)
+        description = self.describe(model, within_s=within_s)
         declared, ready = max(1, description["minWorkers"]), count_ready(description)
         if ready < declared:
             raise NotReady(f"{ready} of {declared} workers ready")
@@ -141,7 +155,7 @@ class TorchServe:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                return self.check_workers(model)
+                return self.check_workers(model, deadline - time.monotonic())
             except NotReady as error:
                 awaited = f"{error}; see logs/model_log.log"
             except (ServerUnreachable, NotAuthorized, ModelNotFound) as error:
@@ -200,23 +214,31 @@ class TorchServe:
         """
         return self._connection.token("inference", refused)
 
-    def _ask(self, what: str, model: str, version: str | None, image: bytes, accept: str) -> requests.Response:
+    def _ask(
+        self, what: str, model: str, version: str | None, image: bytes, accept: str, within_s: float = math.inf
+    ) -> requests.Response:
         path = f"/{what}" + _model_path(model, version).removeprefix("/models")
         named = f"{model}/{version}" if version else model
         headers = {"Content-Type": "application/octet-stream", "Accept": accept}
+        deadline = time.monotonic() + within_s
+
+        def attempt() -> requests.Response:
+            wait_s = self._wait_s(deadline - time.monotonic())
+            return self._connection.call("inference", "POST", path, image, headers, wait_s)
+
         try:
             answer = retries.call(
-                lambda: self._connection.call("inference", "POST", path, image, headers),
-                self.retry_s,
-                lambda error, attempts: self._check_worth_waiting(named, error, attempts),
+                attempt,
+                min(self.retry_s, within_s),
+                lambda error, attempts: self._check_worth_waiting(named, error, attempts, deadline),
             )
         except ServerBusy:
-            self._check_has_workers(named)
+            self._check_has_workers(named, deadline)
             raise
         self._have_answered.add(named)
         return answer
 
-    def _check_worth_waiting(self, model: str, error: ClientError, attempts: int) -> None:
+    def _check_worth_waiting(self, model: str, error: ClientError, attempts: int, deadline: float) -> None:
         """Raises:
         NothingListens: no server has been there yet that could be coming back.
         NoWorkers: the model has not answered yet either; one that has is being scaled.
@@ -224,18 +246,22 @@ class TorchServe:
         if isinstance(error, NothingListens) and not self._connection.has_answered:
             raise error
         if isinstance(error, ServerBusy) and attempts == 1 and model not in self._have_answered:
-            self._check_has_workers(model)
+            self._check_has_workers(model, deadline)
 
-    def _check_has_workers(self, model: str) -> None:
+    def _check_has_workers(self, model: str, deadline: float) -> None:
         """Raises:
         NoWorkers: TorchServe says the same of a full queue and of a model without workers.
         """
         try:
-            workers = self.describe(model)["workers"]
+            workers = self.describe(model, within_s=deadline - time.monotonic())["workers"]
         except ClientError:  # who may only predict cannot ask
             return
         if not workers:
             raise NoWorkers(f"{model} has no worker: python -m client scale {model} 1 gives it one")
+
+    def _wait_s(self, within_s: float) -> float:
+        """For one answer, where nobody waits longer than `within_s`."""
+        return min(self._connection.timeout_s, max(_LEAST_WAIT_S, within_s))
 
     def _manage(self, method: str, path: str, timeout_s: float | None = None) -> requests.Response:
         return self._connection.call("management", method, path, timeout_s=timeout_s)

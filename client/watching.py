@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from client import golden
 from client.command_line import Model, Timeout, reports_errors, server_of
-from client.errors import ClientError
+from client.errors import ClientError, NotReady
 from client.golden import GoldenImage
 from client.probe import ProbeServer
 from client.readiness import ANSWER_TIMEOUT_S, ModelCheck, Watch
@@ -37,9 +38,13 @@ def ready(
         _serve(context, model, images, (http_host, http))
         return
     server = server_of(context)
+    deadline = time.monotonic() + timeout_s
     workers = server.wait_until_ready(model, timeout_s)
-    for image in images:
-        image.check(server.predict(model, image.data))
+    for number, image in enumerate(images):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise NotReady(f"{model}: {number} of {len(images)} golden images answered within {timeout_s:g} s")
+        image.check(server.predict(model, image.data, within_s=left_s))
     measured = f", {len(images)} golden images answered as measured" if images else ""
     print(f"{model}: {workers} workers ready{measured}")
 

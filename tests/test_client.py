@@ -534,6 +534,47 @@ def test_more_workers_than_cores_are_refused(tmp_path: Path) -> None:
     assert "cannot read the tokens" in allowed.stderr
 
 
+@pytest.mark.parametrize(
+    ("pauses_s", "complaint"),
+    [
+        ({"GET": 60}, f"{MODEL} is not ready after 2 s: no answer from http://"),
+        ({"POST": 60}, "no answer from http://"),
+        ({"POST": 1.2}, rf"{MODEL}: [12] of 3 golden images answered within 2 s"),
+    ],
+)
+def test_ready_ends_in_time(tmp_path: Path, pauses_s: dict[str, float], complaint: str) -> None:
+    """Whether the server hangs, its worker does, or each answer takes long; a call by itself may take a minute."""
+    images = ("a.png", "b.png", "c.png")
+    (tmp_path / "golden.json").write_text(
+        json.dumps({**GOLDEN, "probabilities": {name: [0.7, 0.2, 0.1] for name in images}})
+    )
+    for name in images:
+        (tmp_path / name).write_bytes(b"image")
+    release = threading.Event()
+
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            self.answer_late([{"minWorkers": 1, "workers": [{"status": "READY"}]}])
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer_late({"cat": 0.7})
+
+        def answer_late(self, document: object) -> None:
+            if not release.wait(pauses_s.get(self.command, 0)):
+                self.answer(document)
+
+    path = key_file(tmp_path, inference={"key": "i"}, management={"key": "m"})
+    with listening(Handler) as url:
+        place = ["--url", url, "--management-url", url, "--key-file", str(path)]
+        started = time.monotonic()
+        late = CliRunner().invoke(app, [*place, "ready", MODEL, "--golden", str(tmp_path), "--timeout-s", "2"])
+        assert time.monotonic() - started < 10
+        release.set()
+    assert late.exit_code == 1
+    assert re.match(f"error: {complaint}", late.stderr)
+
+
 def test_a_taken_probe_port_is_named() -> None:
     """Not a traceback, and how to choose another."""
     with socket.socket() as other:
