@@ -111,10 +111,13 @@ def register(
     context: typer.Context,
     archive: Annotated[str, typer.Argument(metavar="FILE.mar|NAME", help="An archive in the server's model store.")],
     workers: Annotated[int, typer.Option(min=1, help="How many workers load it.")] = 1,
+    ceiling: Ceiling = None,
     timeout_s: Timeout = 120,
 ) -> None:
     """Register an archive of the server's model store and wait until its workers have loaded it."""
-    print(server_of(context).register(archive, workers, timeout_s))
+    server = server_of(context)
+    scaling.check(server, Path(archive).name.removesuffix(".mar"), workers, ceiling, beside=True)
+    print(server.register(archive, workers, timeout_s))
 
 
 @app.command(epilog="Example: python -m client unregister lenet5-digits/1.0")

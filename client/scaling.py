@@ -7,16 +7,21 @@ process does. Pages that workers share count for each of them, so the room is ra
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 
-from client.errors import TooManyWorkers
+from client.errors import ModelNotFound, TooManyWorkers
 from client.torchserve import TorchServe
 
 _WORKER_PROGRAM = "model_service_worker.py"
+_NO_MORE_CORES = "this machine has no more cores"
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def check(server: TorchServe, model: str, workers: int, ceiling: int | None = None, beside: bool = False) -> None:
@@ -38,6 +43,24 @@ def check(server: TorchServe, model: str, workers: int, ceiling: int | None = No
         raise _too_many(workers, ceiling, "the ceiling that was given")
 
 
+def most_workers(server: TorchServe, model: str, beside: bool = False) -> tuple[int, str]:
+    """The most workers that there is room for, and why there is none for more.
+
+    Args:
+        beside: as `check` takes it.
+    """
+    try:
+        description = server.describe(model)
+    except ModelNotFound:  # it has no worker yet that could be measured
+        return cores(), _NO_MORE_CORES
+    present = 0 if beside else len(description["workers"])
+    available_bytes = psutil.virtual_memory().available
+    room = room_in_memory(description, available_bytes)
+    if room is None or present + room >= cores():
+        return cores(), _NO_MORE_CORES
+    return present + room, f"{available_bytes / 1e6:.0f} MB of memory are free and hold {room} more"
+
+
 def room_in_memory(description: dict[str, Any], available_bytes: float) -> int | None:
     """How many more workers of the described model fit; None where none of its workers can be measured."""
     size_bytes = max(map(_memory_bytes, description["workers"]), default=0)
@@ -54,20 +77,31 @@ def is_here(url: str) -> bool:
 
 
 def cores() -> int:
-    """That workers on this machine share, as the handler counts them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """That workers on this machine share: those that this process may run on, as far as a container's quota goes."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, quota_cores(_CGROUP) or usable)
+
+
+def quota_cores(cgroup: Path) -> int | None:
+    """A container's quota of processor time in cores, rounded up; None where it has none.
+
+    Args:
+        cgroup: where the control groups of version 2 or 1 are mounted.
+    """
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            quota_us, period_us = map(int, " ".join((cgroup / file).read_text() for file in files).split())
+            if quota_us > 0:
+                return math.ceil(quota_us / period_us)
+    return None
 
 
 def _check_room(server: TorchServe, model: str, workers: int, beside: bool) -> None:
     if workers > cores():
-        raise _too_many(workers, cores(), "this machine has no more cores")
-    description = server.describe(model)
-    present = 0 if beside else len(description["workers"])
-    available_bytes = psutil.virtual_memory().available
-    room = room_in_memory(description, available_bytes)
-    if room is not None and workers > present and workers - present > room:
-        reason = f"{available_bytes / 1e6:.0f} MB of memory are free and hold {room} more"
-        raise _too_many(workers, present + room, reason)
+        raise _too_many(workers, cores(), _NO_MORE_CORES)
+    allowed, reason = most_workers(server, model, beside)
+    if workers > allowed:
+        raise _too_many(workers, allowed, reason)
 
 
 def _too_many(workers: int, allowed: int, reason: str) -> TooManyWorkers:

@@ -524,13 +524,14 @@ def test_a_watch_does_not_wait_for_a_check_that_hangs() -> None:
         assert time.monotonic() < deadline
 
 
-def test_more_workers_than_cores_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [("scale", MODEL, "10000"), ("register", MODEL, "--workers", "10000")])
+def test_more_workers_than_cores_are_refused(command: tuple[str, ...], tmp_path: Path) -> None:
     """Before any server is asked; the message says how to have them all the same."""
-    refused = CliRunner().invoke(app, ["scale", MODEL, "10000"])
+    refused = CliRunner().invoke(app, [*command])
     assert refused.exit_code == 1
     assert "--ceiling 10000 allows them" in refused.stderr
     missing = ["--key-file", str(tmp_path / "none.json")]
-    allowed = CliRunner().invoke(app, [*missing, "scale", MODEL, "10000", "--ceiling", "10000"])
+    allowed = CliRunner().invoke(app, [*missing, *command, "--ceiling", "10000"])
     assert "cannot read the tokens" in allowed.stderr
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -108,8 +110,41 @@ def test_memory_is_a_ceiling(scaled: TorchServe, monkeypatch: pytest.MonkeyPatch
         scaling.check(scaled, MODEL, 2)
     with pytest.raises(TooManyWorkers, match="1 workers are more than 0"):
         scaling.check(scaled, MODEL, 1, beside=True)
+    assert scaling.most_workers(scaled, MODEL)[0] == 1
+    assert scaling.most_workers(scaled, MODEL, beside=True)[0] == 0
+    assert scaling.most_workers(scaled, "nobody") == (8, "this machine has no more cores")
     scaling.check(scaled, MODEL, 1)
     scaling.check(scaled, MODEL, 2, ceiling=2)
+
+
+V1 = ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "5000 100000\n"}, 1),
+        ({"cpu.max": ""}, None),
+        (dict(zip(V1, ("-1\n", "100000\n"), strict=True)), None),
+        (dict(zip(V1, ("250000\n", "100000\n"), strict=True)), 3),
+        ({V1[0]: "250000\n"}, None),
+    ],
+)
+def test_a_quota_counts_as_cores(
+    files: dict[str, str], cores: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of control groups of either version, rounded up; without one, or with half of one, there is none."""
+    (tmp_path / "cpu").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert scaling.quota_cores(tmp_path) == cores
+    monkeypatch.setattr(scaling, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert scaling.cores() == (cores or 64)
 
 
 def test_the_command_refuses_and_scales(torchserve: RunningServer, scaled: TorchServe) -> None:
