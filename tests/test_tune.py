@@ -18,9 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from client import scaling
+from client.__main__ import app
 from client.errors import BoundNotMet, ModelApiOff, NotTunable
 from client.torchserve import TorchServe
 from client.tuning import layouts
@@ -223,6 +227,21 @@ def test_a_choice_is_measured_made_and_written(own: RunningServer, store: Path, 
     assert after == {
         **before, "minWorkers": workers, "maxWorkers": workers, "batchSize": batch_size, "maxBatchDelay": delay_ms,
     }  # fmt: skip
+
+
+def test_memory_bounds_the_layouts(own: RunningServer, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no second worker fits, every layout has one, and the default is said to be untried and not too slow."""
+    free = psutil.virtual_memory()._replace(available=20_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(scaling, "cores", lambda: 8)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    arguments = command_line(own, store, "--p99-ms", "2000", "--seconds", "0.1", "--layouts", "2")
+    finished = CliRunner().invoke(app, arguments[arguments.index("client") + 1 :])
+    assert finished.exit_code == 0, finished.stderr
+    assert finished.stderr == "no layout has more than 1 workers: 20 MB of memory are free and hold 0 more\n"
+    rows = finished.stdout.splitlines()
+    assert [row.split()[0] for row in (*rows[1:3], rows[4])] == ["1", "1", "1"]
+    assert rows[5] == "TorchServe's default layout, 8 workers, was not tried"
 
 
 def test_a_bound_that_nothing_meets(own: RunningServer, store: Path, run: Path, tmp_path: Path) -> None:

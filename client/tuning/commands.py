@@ -21,6 +21,7 @@ from client import scaling
 from client.command_line import AsJson, Model, complain, reports_errors, server_of
 from client.errors import NotTunable
 from client.inputs import expand
+from client.torchserve import TorchServe
 from client.tuning import layouts
 from client.tuning import load as loading
 from client.tuning.load import LoadResult
@@ -97,7 +98,7 @@ def tune(
     if not as_json:
         print(_HEADING, flush=True)
     found = []
-    for best in search(bench.climb, cores, p99_ms, most_layouts):
+    for best in search(bench.climb, _most_workers(server, model, cores), p99_ms, most_layouts):
         found.append(best)
         if not as_json:
             print(_row(best, cores, _remark(best, p99_ms)), flush=True)
@@ -105,11 +106,20 @@ def tune(
     if as_json:
         print(json.dumps(_tuning_document(tuning, found)))
     else:
-        print(f"\n{_row(tuning.chosen, cores, 'chosen: the worst of three rounds')}\n{_gain(tuning)}")
+        print(f"\n{_row(tuning.chosen, cores, 'chosen: the worst of three rounds')}\n{_gain(tuning, found, cores)}")
     if run is not None:
         layouts.write(run, tuning.chosen.layout)
         hint = f"scripts/archive.sh {run} --version, with a version higher than the served one, packs it"
         print(f"{run / layouts.CONFIG_FILE}: written; {hint}", file=sys.stderr if as_json else sys.stdout)
+
+
+def _most_workers(server: TorchServe, model: str, cores: int) -> int:
+    """That a layout may have, beside the workers that serve; says so where that is less than the cores."""
+    room, reason = scaling.most_workers(server, model, beside=True)
+    most_workers = max(1, room)
+    if most_workers < cores:
+        print(f"no layout has more than {most_workers} workers: {reason}", file=sys.stderr)
+    return most_workers
 
 
 def _row(best: Measured, cores: int, remark: str) -> str:
@@ -128,7 +138,9 @@ def _remark(best: Measured, p99_ms: float) -> str:
     return "" if best.is_safe(p99_ms) else "too near the bound or beyond"
 
 
-def _gain(tuning: Tuning) -> str:
+def _gain(tuning: Tuning, found: list[Measured], cores: int) -> str:
+    if default_layout(cores) not in [best.layout for best in found]:
+        return f"TorchServe's default layout, {cores} workers, was not tried"
     if tuning.default is None or tuning.gain is None:
         return "TorchServe's default layout does not keep the bound"
     return f"{tuning.gain:.2f} times TorchServe's default layout ({tuning.default.requests_per_s:.1f} requests/s)"

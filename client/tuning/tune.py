@@ -134,11 +134,15 @@ class Bench:
         return Measured(layout, clients, result.requests_per_s, p50_ms, p99_ms, result.failed)
 
 
-def search(climb: Climb, cores: int, bound_ms: float, most_layouts: int) -> Iterator[Measured]:
-    """The best load of one layout after the other, of at most so many."""
+def search(climb: Climb, most_workers: int, bound_ms: float, most_layouts: int) -> Iterator[Measured]:
+    """The best load of one layout after the other, of at most so many.
+
+    Args:
+        most_workers: of a layout; where that is all cores, TorchServe's own default is the first.
+    """
     found: dict[Layout, Measured] = {}
     while len(found) < most_layouts:
-        layout = next((layout for layout in _wanted(found, cores, bound_ms) if layout not in found), None)
+        layout = next((layout for layout in _wanted(found, most_workers, bound_ms) if layout not in found), None)
         if layout is None:
             return
         found[layout] = climb(layout)
@@ -175,13 +179,13 @@ def _explain(found: Sequence[Measured], remeasured: Mapping[Layout, Measured], b
     )
 
 
-def _wanted(found: Mapping[Layout, Measured], cores: int, bound_ms: float) -> Iterator[Layout]:
+def _wanted(found: Mapping[Layout, Measured], most_workers: int, bound_ms: float) -> Iterator[Layout]:
     """Layouts that are worth trying, the most promising first; also such as have been tried."""
-    yield default_layout(cores)
-    yield from corners(cores)
+    yield default_layout(most_workers)
+    yield from corners(most_workers)
     safe = [best for best in found.values() if best.is_safe(bound_ms)]
     if safe:
-        yield from neighbours(max(safe, key=lambda best: best.requests_per_s).layout, cores, bound_ms)
+        yield from neighbours(max(safe, key=lambda best: best.requests_per_s).layout, most_workers, bound_ms)
 
 
 def default_layout(cores: int) -> Layout:
@@ -189,13 +193,13 @@ def default_layout(cores: int) -> Layout:
     return Layout(cores, 1, DEFAULT_DELAY_MS)
 
 
-def corners(cores: int) -> list[Layout]:
-    """One worker with all cores and a worker for each, with and without batches."""
-    batches = [Layout(workers, _CORNER_BATCH_SIZE, _CORNER_DELAY_MS) for workers in (1, cores)]
+def corners(most_workers: int) -> list[Layout]:
+    """One worker with all cores and as many as there may be, with and without batches."""
+    batches = [Layout(workers, _CORNER_BATCH_SIZE, _CORNER_DELAY_MS) for workers in (1, most_workers)]
     return [*batches, Layout(1, 1, DEFAULT_DELAY_MS)]
 
 
-def neighbours(layout: Layout, cores: int, bound_ms: float) -> list[Layout]:
+def neighbours(layout: Layout, most_workers: int, bound_ms: float) -> list[Layout]:
     """Layouts a step away: half and twice the batch, half and twice the workers, the next delays."""
     workers, batch_size, delay_ms = layout.workers, layout.batch_size, layout.max_batch_delay_ms
     batched = delay_ms if batch_size > 1 else _CORNER_DELAY_MS
@@ -205,5 +209,5 @@ def neighbours(layout: Layout, cores: int, bound_ms: float) -> list[Layout]:
         shorter = [delay for delay in _DELAYS_MS if delay < delay_ms]
         longer = [delay for delay in _DELAYS_MS if delay_ms < delay <= bound_ms / 2]
         near += [Layout(workers, batch_size, delay) for delay in (*shorter[-1:], *longer[:1])]
-    near += [Layout(count, batch_size, delay_ms) for count in (workers // 2, 2 * workers) if 1 <= count <= cores]
+    near += [Layout(count, batch_size, delay_ms) for count in (workers // 2, 2 * workers) if 1 <= count <= most_workers]
     return near
