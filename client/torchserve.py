@@ -285,8 +285,8 @@ def next_port(url: str) -> str:
     """
     with suppress(ValueError):
         parts = urlsplit(url)
-        if parts.hostname:
-            return f"{parts.scheme}://{parts.hostname}:{(parts.port or 80) + 1}"
+        if host := parts.hostname:
+            return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{(parts.port or 80) + 1}"
     raise no_address(url)
 
 

@@ -379,6 +379,20 @@ def test_what_is_no_address_is_said(tmp_path: Path, url: str) -> None:
     assert re.fullmatch(rf"error: {re.escape(url)} is no address of a server.*\n", without.stderr)
 
 
+@pytest.mark.parametrize(
+    ("url", "management_url"),
+    [
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8081"),
+        ("http://models.example/", "http://models.example:81"),
+        ("http://[::1]:8080", "http://[::1]:8081"),
+        ("https://[fe80::1]:9", "https://[fe80::1]:10"),
+    ],
+)
+def test_management_is_at_the_next_port(url: str, management_url: str) -> None:
+    """Of the same host by the same scheme; an IPv6 address keeps its brackets, without which it has no port."""
+    assert TorchServe(url).management_url == management_url
+
+
 def test_a_token_that_cannot_be_sent_is_not_shown(tmp_path: Path) -> None:
     """One of the key file's too, of which `requests` itself would tell."""
     path = key_file(tmp_path, inference={"key": "very\nsecret"})
