@@ -20,6 +20,7 @@ from client.errors import (
     NothingListens,
     NotReady,
     NoWorkers,
+    RequestRefused,
     ServerBusy,
     ServerUnreachable,
 )
@@ -194,8 +195,19 @@ class TorchServe:
         return status
 
     def unregister(self, model: str, version: str | None = None) -> str:
-        """Remove a model, by default its default version; raises as `register` does."""
-        status: str = self._manage("DELETE", _model_path(model, version)).json()["status"]
+        """Remove a model, by default its default version; raises as `register` does.
+
+        After a load TorchServe may answer 500 and leave it registered, so that is asked once more.
+        """
+        path = _model_path(model, version)
+        try:
+            status: str = self._manage("DELETE", path).json()["status"]
+        except RequestRefused as error:
+            if error.status != 500:
+                raise
+            with suppress(ModelNotFound):  # it went all the same
+                self._manage("DELETE", path)
+            return f'Model "{model}" unregistered'
         return status
 
     def set_default(self, model: str, version: str) -> str:

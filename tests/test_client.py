@@ -24,6 +24,7 @@ from client.__main__ import app
 from client.bulk import Outcome
 from client.errors import (
     ClientError,
+    ModelNotFound,
     NotAsMeasured,
     NotAuthorized,
     NothingListens,
@@ -291,6 +292,9 @@ OK: Answer = (200, {"7": 0.9})
 FULL: Answer = (503, {"code": 503, "type": "ServiceUnavailableException", "message": "no worker to serve"})
 FAILED: Answer = (503, {"code": 503, "type": "InternalServerException", "message": "Prediction failed"})
 LIMITED: Answer = (429, {"code": 429, "type": "TooManyRequestsException", "message": "Too many requests"})
+REMOVED: Answer = (200, {"status": f'Model "{MODEL}" unregistered'})
+GONE: Answer = (404, {"code": 404, "type": "ModelNotFoundException", "message": f"Model not found: {MODEL}"})
+CONFUSED: Answer = (500, {"code": 500, "type": "InternalServerException", "message": "ConcurrentModificationException"})
 UNKNOWN: Answer = (401, {"code": 401, "type": "NotAuthorizedException", "message": "Send a key"})
 DIED: Answer = (507, {"code": 507, "type": "InternalServerException", "message": "Worker died."})
 DIED_UNSEEN: Answer = (500, {"code": 500, "type": "InternalServerException", "message": "Worker died."})
@@ -335,6 +339,9 @@ def scripted(tmp_path: Path) -> Iterator[Serve]:
         class Handler(Quiet):
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_DELETE()
+
+            def do_DELETE(self) -> None:
                 status, document = remaining.pop(0)
                 self.answer(document, status)
 
@@ -460,6 +467,28 @@ def test_an_answer_that_breaks_off_is_no_row(tmp_path: Path) -> None:
     with listening(Handler) as url, pytest.raises(ServerUnreachable, match="closed the connection before it answered"):
         client = TorchServe(url, key_file=key_file(tmp_path, inference={"key": "i"}))
         list(bulk.predict(client, MODEL, expand([str(tmp_path / "a.png")]), 1))
+
+
+@pytest.mark.parametrize("answers", [[REMOVED], [CONFUSED, REMOVED], [CONFUSED, GONE]])
+def test_a_failed_removal_is_made_again(scripted: Serve, answers: list[Answer]) -> None:
+    """Once, after a 500; that the model is not found then is what was wanted."""
+    client, remaining = scripted(*answers)
+    managed = TorchServe(client.url, client.url, client._connection.tokens.path)
+    assert managed.unregister(MODEL) == f'Model "{MODEL}" unregistered'
+    assert remaining == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"), [([CONFUSED, CONFUSED, REMOVED], RequestRefused), ([FAILED, REMOVED], RequestRefused),
+                           ([GONE, REMOVED], ModelNotFound)],
+)  # fmt: skip
+def test_another_removal_is_not_made_again(scripted: Serve, answers: list[Answer], error: type[ClientError]) -> None:
+    """A second 500, another status and a model that was not found at first are raised."""
+    client, remaining = scripted(*answers)
+    managed = TorchServe(client.url, client.url, client._connection.tokens.path)
+    with pytest.raises(error):
+        managed.unregister(MODEL)
+    assert remaining == [REMOVED]
 
 
 def test_an_unknown_key_ends_a_run(scripted: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
