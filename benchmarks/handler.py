@@ -10,8 +10,6 @@ print tables; figures are medians of interleaved rounds, so that ratios hold on 
 from __future__ import annotations
 
 import io
-import logging
-import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,10 +22,13 @@ from rich.progress import track
 from ts.context import Context, RequestProcessor
 
 from benchmarks.rounds import interleaved, spread
+from handler import golden
 from handler.decoding import decode, fit
 from handler.image_classifier import ImageClassifier
 from handler.settings import HandlerSettings
-from train import models
+from handler.variants import loaders
+from train import models, recipe
+from train.export import load_torchscript
 from train.recipe import ModelSection
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -70,12 +71,22 @@ def overhead(run: Run, batch_size: int = 8, rounds: int = 50) -> None:
 
 
 @app.command()
-def variants(run: Run) -> None:
-    """What a worker tries when it loads, what each variant costs, and which one it takes."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    started = time.perf_counter()
-    _worker(run, precision="auto")
-    print(f"loaded in {time.perf_counter() - started:.1f} s")
+def variants(run: Run, batch_size: int = 8, rounds: int = 15) -> None:
+    """Each form of the model that can run here against the exported file as it is, and the one that a worker takes."""
+    model_file, settings = run / "model.pt", recipe.load(str(run / "recipe.yaml")).input
+    encoded = golden.images(run / "golden")
+    images = torch.stack([decode(encoded[index % len(encoded)], settings) for index in range(batch_size)])
+    forms = {name: load() for name, load in loaders(model_file, torch.device("cpu")).items()}
+    for size in sorted({1, batch_size}):
+        sides = {name: partial(form, images[:size]) for name, form in forms.items()}
+        with torch.inference_mode():
+            seconds = interleaved({"model.pt": partial(load_torchscript(model_file), images[:size]), **sides}, rounds)
+        print(f"batches of {size}")
+        for name, values in seconds.items():
+            ratios = [whole / part for whole, part in zip(seconds["model.pt"], values, strict=True)]
+            print(f"  {name:16} images/s        {spread([size / value for value in values])}")
+            print(f"  {'':16} times model.pt {spread(ratios)}")
+    print(f"a worker on one thread takes {_worker(run, precision='auto').variant.name}")
 
 
 @app.command()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -39,10 +41,27 @@ def share_cores(workers: int | None) -> int:
     Args:
         workers: how many processes share them; None is one for each core, as TorchServe starts them on a CPU.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // (workers or cores))
+    allowed = cores()
+    threads = max(1, allowed // (workers or allowed))
     torch.set_num_threads(threads)
     return threads
+
+
+def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many cores this process may use: those it is bound to, or fewer where a container's quota allows less.
+
+    Args:
+        cgroup: the container's control group, of version 2 or 1.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = map(int, " ".join((cgroup / file).read_text() for file in files).split())
+        except (OSError, ValueError):  # another version, or no quota: "max"
+            continue
+        if quota > 0:
+            bound = min(bound, math.ceil(quota / period))
+    return bound
 
 
 def settle_threads(call: Callable[[], object]) -> None:

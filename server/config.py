@@ -63,7 +63,7 @@ class ServerConfig:
         path = ROOT / named.text
         if not path.is_file():
             raise ConfigError(
-                f"{named.where}: metrics_config={named.text}: no such file, seen from {ROOT}; correct or remove the line"
+                f"{named.where}: metrics_config={named.text}: no such file in {ROOT}; correct or remove the line"
             )
         # JSON escapes what Java's properties need escaped: the backslash, and all that is not ASCII.
         return self._with({"metrics_config": json.dumps(str(path))[1:-1]})

@@ -135,10 +135,32 @@ def test_workers_share_the_cores(workers: int | None, share: float) -> None:
     """As many threads as cores over all workers, at least one each; without a number there is a worker a core."""
     before = torch.get_num_threads()
     try:
-        assert runtime.share_cores(workers) == max(1, int(len(os.sched_getaffinity(0)) * share))
-        assert torch.get_num_threads() == max(1, int(len(os.sched_getaffinity(0)) * share))
+        assert runtime.share_cores(workers) == max(1, int(runtime.cores() * share))
+        assert torch.get_num_threads() == max(1, int(runtime.cores() * share))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "20000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({}, None),
+    ],
+)
+def test_a_container_has_the_cores_of_its_quota(
+    files: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine of 64 cores; without a quota all of them count."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert runtime.cores(tmp_path) == (expected or 64)
 
 
 @pytest.mark.parametrize(("work", "expected"), [(lambda threads: 4 // threads, 4), (lambda threads: threads, 1)])

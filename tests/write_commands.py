@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "commands.md"
 MODULES = (
     "train", "train.quantise", "archive", "server", "client",
-    "benchmarks.handler", "benchmarks.training", "benchmarks.serving",
+    "benchmarks.handler", "benchmarks.allocator", "benchmarks.training", "benchmarks.serving",
 )  # fmt: skip
 Command = typer.core.TyperCommand
 Group = typer.core.TyperGroup

@@ -23,7 +23,7 @@ from tests.torture.conftest import IS_LONG, Record
 
 pytestmark = pytest.mark.torture
 
-KILLS = 60 if IS_LONG else 3
+KILLS, LOADS = (60, 9) if IS_LONG else (3, 3)
 WORKERS = 2
 EVERY_S = 5.0
 BEYOND_LOADING_S = 1.0
@@ -70,6 +70,17 @@ def is_whole(client: TorchServe, without: psutil.Process | None = None) -> bool:
     return len({pid for pid in pids if psutil.pid_exists(pid)}) == WORKERS and (not without or without.pid not in pids)
 
 
+def loading(client: TorchServe) -> float:
+    """Seconds until a second worker is ready; it is let go of again."""
+    began_s = time.perf_counter()
+    client.scale(MODEL, WORKERS)
+    wait_for(lambda: is_whole(client), "the second worker", REPLACED_WITHIN_S)
+    seconds = time.perf_counter() - began_s
+    client.scale(MODEL, 1)
+    wait_for(lambda: len(client.describe(MODEL)["workers"]) == 1, "one worker", REPLACED_WITHIN_S)
+    return seconds
+
+
 def kill_one(client: TorchServe) -> Kill:
     """Kill a worker and wait until another has taken its place."""
     victim, killed_s = workers(client)[0], time.perf_counter()
@@ -97,8 +108,9 @@ def test_killed_workers(tortured: RunningServer, photograph: bytes, record: Reco
     """A killed worker takes its own rows along and no others; once another has loaded, all is as before."""
     client, kills = tortured.client(), list[Kill]()
     batch_size = client.describe(MODEL)["batchSize"]
+    with loaded(tortured, photograph):
+        loading_s = [loading(client) for _ in range(LOADS)]
     with loaded(tortured, photograph) as ends:
-        began_s = time.perf_counter()
         client.scale(MODEL, WORKERS)
         wait_for(lambda: is_whole(client), "the second worker", REPLACED_WITHIN_S)
         whole_s = time.perf_counter()
@@ -108,16 +120,16 @@ def test_killed_workers(tortured: RunningServer, photograph: bytes, record: Reco
         threading.Event().wait(EVERY_S)
     client.scale(MODEL, 1)
 
-    loading_s, back_s = whole_s - began_s, [kill.back_s - kill.killed_s for kill in kills]
+    back_s = [kill.back_s - kill.killed_s for kill in kills]
     before = speed(ends, whole_s, kills[0].killed_s)
     ends_s = [*(kill.killed_s for kill in kills[1:]), kills[-1].back_s + EVERY_S]
     after = [speed(ends, kill.back_s, end_s) for kill, end_s in zip(kills, ends_s, strict=True)]
     record("batch size", batch_size)
-    record("loading s", round(loading_s, 2))
+    record("loading s", [round(value, 2) for value in loading_s])
     record("back s", [round(value, 2) for value in back_s])
     record("speed over that before", [round(value / before, 2) for value in after])
     record("failed a kill", check_failures(ends, kills, batch_size))
-    assert statistics.median(back_s) <= TIMES_LOADING * loading_s + BEYOND_LOADING_S
+    assert statistics.median(back_s) <= TIMES_LOADING * statistics.median(loading_s) + BEYOND_LOADING_S
     assert statistics.median(after) >= FULL_SPEED_SHARE * before
 
 

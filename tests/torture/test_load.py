@@ -19,7 +19,7 @@ from tests.torture.conftest import IS_LONG, Record, hasty
 
 pytestmark = pytest.mark.torture
 
-SOAK_S = [600.0] * 3 if IS_LONG else [30.0]
+SOAK_S = [600.0] * 3 if IS_LONG else [60.0]
 OVERLOAD_S = 60 if IS_LONG else 5
 SHARE_OF_PEAK, TIMES_PEAK = 0.6, 3
 MOST_GROWTH = 0.02
