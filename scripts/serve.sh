@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Serve every archive in model_store/ with TorchServe, tokens on; returns when all are ready.
+# Serve every NAME.mar in model_store/ with TorchServe, tokens on; returns when all are ready.
 # Usage: scripts/serve.sh [cpu|gpu] [--port N] [--run-dir DIR] [--model-store DIR] [--log-format json]
 #        scripts/serve.sh [cpu|gpu] --foreground [--drain-timeout-s 30]
 # --foreground stays, starts the server again when it dies, and on SIGTERM lets it finish its requests.

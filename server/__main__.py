@@ -2,7 +2,7 @@
 
     python -m server start cpu
 
-serves every archive in `model_store/` and returns when all are ready; `scripts/serve.sh` is the same command.
+serves every `NAME.mar` in `model_store/` and returns when all are ready; `scripts/serve.sh` is the same command.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
 def start(
     device: Annotated[Device, typer.Argument(help="Which of config/config.*.properties to use.")] = Device.cpu,
     run_dir: RunDir = Path(),
-    model_store: Annotated[Path, typer.Option(help="Every archive in it is served.")] = ROOT / "model_store",
+    model_store: Annotated[Path, typer.Option(help="Every archive in it that is named as its model is served.")] = ROOT / "model_store",
     port: Annotated[int | None, typer.Option(min=1024, max=65531, help="First of five ports to use instead.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait for the models, in seconds.")] = 120,
     log_format: Annotated[Format, typer.Option(help="Lines of text, or an object of JSON a line.")] = Format.text,
@@ -56,7 +56,7 @@ def start(
         float, typer.Option(min=0, max=300, help="With --foreground: how long requests may come after SIGTERM.")
     ] = 30,
 ) -> None:
-    """Serve every archive of a model store, tokens on, and wait until all are ready."""
+    """Serve the archives of a model store, tokens on, and wait until all are ready."""
     config_file = ROOT / "config" / f"config.{device.value}.properties"
     place = run_dir.resolve()
     begin = partial(

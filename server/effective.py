@@ -20,6 +20,7 @@ import yaml
 
 from archive.members import MANIFEST_FILE
 from client.scaling import cores
+from server import store
 from server.errors import ConfigError
 from server.properties import Properties
 
@@ -61,12 +62,14 @@ class ModelSettings:
 
 
 def models(properties: Properties, model_store: Path) -> list[ModelSettings]:
-    """The settings of each archive in `model_store`.
+    """The settings of each archive that a start serves from `model_store`.
 
     Raises:
-        ConfigError: an archive cannot be read, or its `model-config.yaml` says what TorchServe would drop.
+        ConfigError: an archive cannot be read, its `model-config.yaml` says what TorchServe would drop, or as
+            `store.archives`.
     """
-    return [_model(properties, archive) for archive in sorted(model_store.glob("*.mar"))]
+    archives, _ = store.archives(model_store)
+    return [_model(properties, archive) for archive in archives]
 
 
 def default_workers(properties: Properties) -> int:

@@ -19,7 +19,7 @@ from archive.errors import ArchiveError
 from archive.verify import verify
 from client.errors import ClientError, NotReady
 from client.torchserve import TorchServe
-from server import effective, processes
+from server import effective, processes, store
 from server.config import ROOT, ServerConfig
 from server.errors import AlreadyRunning, ConfigError, StartFailed
 from server.failures import StartLogs
@@ -57,7 +57,9 @@ def start(
     log_format: LogFormat = "text",
     foreground: bool = False,
 ) -> RunningServer:
-    """Start a server with every archive of `model_store`, token authorization on, and wait until all are ready.
+    """Start a server with the archives of `model_store`, token authorization on, and wait until all are ready.
+
+    What `store.archives` leaves out is said on stderr.
 
     Args:
         run_dir: its working directory; tokens and logs are written there.
@@ -70,13 +72,15 @@ def start(
         ServerError: nothing is left running.
     """
     refuse_a_second(run_dir)
-    archives = sorted(model_store.glob("*.mar"))
+    archives, warnings = store.archives(model_store)
     if not archives:
         raise ConfigError(f"no archive in {model_store}: scripts/archive.sh RUN_FOLDER puts one there")
     for archive in archives:
         _verify(archive)
     config = ServerConfig.read(config_file).with_absolute_paths()
     effective.models(config.properties, model_store)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if first_port is not None:
         config = config.on_ports(first_port)
     config.check_ports()
@@ -113,15 +117,13 @@ def refuse_a_second(run_dir: Path) -> None:
 
 def _verify(archive: Path) -> None:
     """Raises:
-    ConfigError: the archive is not as it was built, not signed, or of a model with another name.
+    ConfigError: the archive is not as it was built, or not signed.
     """
     public_key = os.environ.get(PUBLIC_KEY_VARIABLE)
     try:
-        verified = verify(archive, Path(public_key) if public_key else None)
+        verify(archive, Path(public_key) if public_key else None)
     except ArchiveError as error:
         raise ConfigError(str(error)) from None
-    if verified.model_name != archive.stem:
-        raise ConfigError(f"{archive} is the model {verified.model_name}: name it {verified.model_name}.mar")
 
 
 def _run(command: Sequence[str], run_dir: Path, environment: Mapping[str, str], foreground: bool) -> None:

@@ -352,10 +352,10 @@ def test_keys_are_kept_and_checked(archive: Path, private_key: Path, tmp_path: P
 
 def test_the_server_starts_with_no_archive_that_was_changed(archive: Path, tmp_path: Path) -> None:
     """Nothing is started, and the message names the archive and the member."""
-    shutil.copy2(archive, archive.with_name("another.mar"))
+    archive.rename(archive.with_name("another.mar"))
     with pytest.raises(ConfigError, match=rf"another\.mar is the model {MODEL}: name it {MODEL}\.mar"):
         launch.start(tmp_path, archive.parent, CONFIG, first_port=free_ports())
-    archive.with_name("another.mar").unlink()
+    archive.with_name("another.mar").rename(archive)
     append(archive, "../x", b"x")
     with pytest.raises(ConfigError, match=rf"{MODEL}\.mar: .*climbs out"):
         launch.start(tmp_path, archive.parent, CONFIG, first_port=free_ports())

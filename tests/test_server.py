@@ -12,7 +12,7 @@ import psutil
 import pytest
 import ts
 
-from server import launch, processes
+from server import effective, launch, processes, properties, store
 from server.config import ServerConfig
 from server.errors import AlreadyRunning, ConfigError, PortTaken, StartFailed
 from server.launch import RunningServer
@@ -73,6 +73,32 @@ def test_a_taken_port_is_named(model_store: Path, tmp_path: Path, offset: int) -
 def test_nothing_to_serve_is_an_error(tmp_path: Path) -> None:
     """An empty model store says how to fill it."""
     with pytest.raises(ConfigError, match=r"archive\.sh"):
+        launch.start(tmp_path, tmp_path, CONFIG)
+
+
+def test_archives_beside_the_one_of_a_model_are_left_out(model_store: Path, tmp_path: Path) -> None:
+    """The next version and a tuning's copy cost a line each, a hidden file none; none of them is served or shown."""
+    served = Path(shutil.copy(model_store / f"{MODEL}.mar", tmp_path))
+    for other in (f"{MODEL}-2.0.mar", f"{MODEL}.tune-1-1-1.mar"):
+        shutil.copy(served, tmp_path / other)
+    (tmp_path / ".arriving.mar").touch()
+    archives, left_out = store.archives(tmp_path)
+    assert archives == [served]
+    assert [line.split(" is left out: ")[0] for line in left_out] == [
+        str(tmp_path / f"{MODEL}-2.0.mar"), str(tmp_path / f"{MODEL}.tune-1-1-1.mar")
+    ]  # fmt: skip
+    assert [model.name for model in effective.models(properties.read(CONFIG), tmp_path)] == [MODEL]
+    served.unlink()
+    with pytest.raises(ConfigError, match=rf"{MODEL}-2\.0\.mar is the model {MODEL}: name it {MODEL}\.mar"):
+        store.archives(tmp_path)
+
+
+def test_an_archive_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> None:
+    """Who opens it says what is wrong, as if it were alone."""
+    broken = tmp_path / "broken.mar"
+    broken.write_bytes(b"no archive")
+    assert store.archives(tmp_path) == ([broken], [])
+    with pytest.raises(ConfigError, match=r"broken\.mar"):
         launch.start(tmp_path, tmp_path, CONFIG)
 
 

@@ -179,6 +179,22 @@ def test_a_second_signal_ends_at_once(supervised: Callable[..., Supervised], dig
     assert server.leaves_nothing()
 
 
+def test_it_comes_back_beside_other_archives(
+    supervised: Callable[..., Supervised], model_store: Path, tmp_path: Path, digit: bytes
+) -> None:
+    """What a rollout or a killed tuning has put into the store since the start is left out, and said."""
+    store = Path(shutil.copytree(model_store, tmp_path / "store"))
+    server = supervised("server", store=store)
+    for other in (f"{MODEL}-2.0.mar", f"{MODEL}.tune-1-1-1.mar"):
+        shutil.copy(store / f"{MODEL}.mar", store / other)
+    java = server.java()
+    java.kill()
+    server.wait(lambda: server.is_back(java))
+    server.wait_until_ready()
+    assert server.load(digit, 1, threading.Event()) == [200]
+    assert server.output.read_text().count(f"a start serves {MODEL}.mar of the model {MODEL}") == 2
+
+
 def test_it_is_given_up_after_failures_in_a_row(
     supervised: Callable[..., Supervised], model_store: Path, tmp_path: Path
 ) -> None:
