@@ -132,18 +132,19 @@ class TorchServe:
                 f"TorchServe has given up comes back by scaling to 0 and then to {workers}",
             )
 
-    def check_workers(self, model: str, within_s: float = math.inf) -> int:
+    def check_workers(self, model: str, within_s: float = math.inf, at_least: int | None = None) -> int:
         """How many workers have loaded a model.
 
         Args:
             within_s: as `predict` takes it.
+            at_least: so many will do; by default as many as it declares.
 
         Raises:
-            NotReady: fewer than it declares.
+            NotReady: fewer.
         """
         description = self.describe(model, within_s=within_s)
         declared, ready = max(1, description["minWorkers"]), count_ready(description)
-        if ready < declared:
+        if ready < (declared if at_least is None else at_least):
             raise NotReady(f"{ready} of {declared} workers ready")
         return ready
 

@@ -32,6 +32,7 @@ import requests
 import yaml
 
 from client.edge import servers as edge_servers
+from client.edge.backends import Look, Server, State
 from client.edge.command import Edge
 from client.edge.nginx import Nginx
 from client.errors import ClientError
@@ -361,6 +362,42 @@ def test_a_token_that_cannot_be_renewed_keeps_no_other_from_nginx(tmp_path: Path
         assert re.findall(r"Bearer (\w+)", written) == ["old", "exchanged"]
     finally:
         edge.nginx.stop()
+
+
+@pytest.mark.parametrize(
+    ("ready", "state", "reason"),
+    [(2, "ready", ""), (1, "slow", f"{MODEL}: 1 of 2 workers ready"), (0, "out", f"{MODEL}: 0 of 2 workers ready")],
+)
+def test_a_server_with_some_of_its_workers_is_a_last_resort(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ready: int, state: State, reason: str
+) -> None:
+    """One of two will do where nobody else is ready; none will not."""
+    (tmp_path / "key_file.json").write_text('{"inference": {"key": "token"}}')
+    entry = edge_servers.ServerEntry(name="a", url="http://127.0.0.1:9", key_file=Path("key_file.json"))
+    states = ["READY"] * ready + ["UNLOADING"] * (2 - ready)
+    description = {"minWorkers": 2, "workers": [{"status": status} for status in states]}
+    monkeypatch.setattr(TorchServe, "describe", lambda self, model: description)
+    assert Server(entry, tmp_path, {MODEL: []}).look() == Look(state, reason)
+
+
+def test_scaling_the_only_server_fails_no_request(
+    edge: RunningEdge, machines: dict[str, Machine], digit: bytes
+) -> None:
+    """While its second worker loads it stays in service with the first."""
+    client = machines["a"].running.client()
+    edge.change_servers(b=True, c=True)
+    try:
+        wait_for(lambda: edge.in_service() == {"a"}, "a alone is in service")
+        with load(edge, digit) as result:
+            client.scale(MODEL, 2, wait=False)
+            wait_for(lambda: f"a: in service: {MODEL}: 1 of 2 workers ready" in edge.said, "the edge sees it scaled")
+            wait_for(lambda: client.ready_workers(MODEL) == 2, "a has two workers")
+        assert result.failed == {}
+    finally:
+        edge.change_servers()
+        wait_for(lambda: edge.in_service() == set(SERVERS), "all three servers are in service")
+        client.scale(MODEL, 1)
+        wait_for(lambda: len(processes.workers(machines["a"].run_dir)) == 1, "the second worker has ended")
 
 
 def test_a_drained_server_gets_none(edge: RunningEdge, machines: dict[str, Machine], digit: bytes) -> None:

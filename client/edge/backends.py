@@ -2,7 +2,7 @@
 
 A full queue and late answers are signs of load, and to take a server out for them would leave the others with more of
 it. So a queue may be full, answers may be late twice in a row, and a server whose workers go on being late is taken out
-only while others are on time.
+only while others are on time. So is one that has workers, but fewer than it declares: it may just be scaled up.
 """
 
 from __future__ import annotations
@@ -89,8 +89,7 @@ class Server:
         if_late: State = "out"
         try:
             self._take_token()
-            for model in self._images:
-                self._check_workers(model)
+            lacking = [reason for model in self._images if (reason := self._lacking_workers(model))]
             if_late = "slow"  # TorchServe itself is on time
             self._check_answers()
         except ClientError as error:
@@ -99,16 +98,25 @@ class Server:
             self._late += 1
             return Look(if_late, str(error)) if self._late >= _LATE_LOOKS else self._latest
         self._late = 0
-        return Look("ready")
+        return Look("slow", "; ".join(lacking)) if lacking else Look("ready")
 
-    def _check_workers(self, model: str) -> None:
-        """Raises:
-        ClientError: not as many have loaded it as it declares; names the model, since an edge may have several.
+    def _lacking_workers(self, model: str) -> str:
+        """How many have loaded a model, where those are fewer than it declares; names it, since there may be several.
+
+        Raises:
+            ClientError: none has.
         """
         try:
             self._client.check_workers(model)
         except NotReady as error:
-            raise NotReady(f"{model}: {error}") from None
+            reason = f"{model}: {error}"
+        else:
+            return ""
+        try:
+            self._client.check_workers(model, at_least=1)
+        except NotReady:
+            raise NotReady(reason) from None
+        return reason
 
     def _check_answers(self) -> None:
         """Raises:

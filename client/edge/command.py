@@ -91,7 +91,7 @@ class Edge:
             self._say(backend.entry.name, f"{state}: {look.reason}" if look.reason else state)
         self._take_out_all_but({backend.entry.name for backend in serving})
         try:
-            self._follow([backend for backend in ready if backend.is_due()])
+            self._follow([backend for backend in serving if backend.is_due()])
         finally:  # nginx has the token of one that has come back
             for backend in serving:
                 (self._in_service / backend.entry.name).touch()
