@@ -44,8 +44,9 @@ class RunningServer:
     models: dict[str, int]
     """Ready workers of each model."""
 
-    def client(self) -> TorchServe:
-        return TorchServe(self.inference_url, self.management_url, self.key_file)
+    def client(self, timeout_s: float = 60.0) -> TorchServe:
+        """A client of it that waits so long for one answer."""
+        return TorchServe(self.inference_url, self.management_url, self.key_file, timeout_s)
 
 
 def start(

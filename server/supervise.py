@@ -2,8 +2,8 @@
 
     python -m server start cpu --foreground
 
-ends on SIGTERM, SIGINT (Ctrl-C) or SIGHUP, with 0; on a second one at once. While every model is ready there is the
-file `logs/ready` in the run directory.
+ends on SIGTERM, SIGINT (Ctrl-C) or SIGHUP, with 0; on a second one at once. While every model has a ready worker there
+is the file `logs/ready` in the run directory: it is looked at every two seconds.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
+from client.errors import ClientError, ModelNotFound
+from client.torchserve import TorchServe
 from server import launch, processes
 from server.drain import Drain
 from server.errors import ServerError, StartFailed
@@ -26,6 +29,9 @@ MAX_FAILURES = 5
 _STEADY_S = 60.0
 """A server that was up for so long has not failed in a row."""
 _LOOK_INTERVAL_S = 0.25
+_READY_INTERVAL_S = 2.0
+_ANSWER_TIMEOUT_S = 10.0
+"""Longer than a description takes under load, which is no reason to send requests elsewhere."""
 _LONGEST_PAUSE_S = 8.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -111,9 +117,29 @@ class Supervisor:
                 failures += 1
 
     def _wait_for_end(self) -> None:
+        assert self.server is not None
+        client = self.server.client(_ANSWER_TIMEOUT_S)
         process = processes.find(self.run_dir)
+        next_look = time.monotonic() + _READY_INTERVAL_S
         while process is not None and processes.wait([process], _LOOK_INTERVAL_S):
-            pass
+            if time.monotonic() >= next_look:
+                self._look(client, self.server.models)
+                next_look = time.monotonic() + _READY_INTERVAL_S
+
+    def _look(self, client: TorchServe, models: Iterable[str]) -> None:
+        """Have the file say whether every model that was started has a ready worker, but for those since removed."""
+        try:
+            for model in models:
+                with suppress(ModelNotFound):
+                    client.check_workers(model, at_least=1)
+        except ClientError as error:
+            if self.ready_file.exists():
+                self.say(f"no longer ready: {model}: {error}")
+                self.ready_file.unlink()
+            return
+        if not self.ready_file.exists():
+            self.say("ready again")
+            self.ready_file.touch()
 
     def _finish(self) -> None:
         """Let the server answer what it has taken; a second signal ends that."""

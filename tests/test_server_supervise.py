@@ -19,7 +19,7 @@ import requests
 
 from server import processes
 from server.supervise import MAX_FAILURES
-from tests.conftest import MODEL, ROOT, free_ports
+from tests.conftest import MODEL, ROOT, free_ports, wait_for
 
 BACK_WITHIN_S = 10.0
 START_TIMEOUT_S = 60.0
@@ -177,6 +177,23 @@ def test_a_second_signal_ends_at_once(supervised: Callable[..., Supervised], dig
         assert client.result()[-1] == 0
     assert "not every request could be answered" in server.output.read_text()
     assert server.leaves_nothing()
+
+
+def test_the_ready_file_goes_with_the_last_worker(supervised: Callable[..., Supervised], digit: bytes) -> None:
+    """Killed and kept from loading again, the only worker takes it along; TorchServe lives on, and so does the rest."""
+    server = supervised("server")
+    java = server.java()
+    [weights] = processes.temp_dir(server.run_dir).rglob("model.pt")
+    hidden = weights.rename(weights.with_suffix(".hidden"))
+    for worker in processes.workers(server.run_dir):
+        worker.kill()
+    wait_for(lambda: not server.ready.exists(), "logs/ready is gone", 15)
+    assert f"no longer ready: {MODEL}: 0 of 1 workers ready" in server.output.read_text()
+    hidden.rename(weights)
+    wait_for(server.ready.exists, "logs/ready is there again", START_TIMEOUT_S)
+    assert "ready again" in server.output.read_text()
+    assert server.load(digit, 1, threading.Event()) == [200]
+    assert server.java() == java
 
 
 def test_it_comes_back_beside_other_archives(

@@ -29,7 +29,8 @@ class ServerEntry(BaseModel):
     key_file: Path
     """TorchServe's own `key_file.json`, which a renewal rewrites."""
     ready_file: Path | None = None
-    """`logs/ready` of a server that was started with --foreground: without it the server is about to stop."""
+    """`logs/ready` of a server that was started with --foreground: without it the server is about to stop, or
+    a model has no worker."""
     drained: bool = False
     """Gets no new request."""
 
