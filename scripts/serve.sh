@@ -3,7 +3,9 @@
 # Usage: scripts/serve.sh [cpu|gpu] [--port N] [--run-dir DIR] [--model-store DIR] [--log-format json]
 #        scripts/serve.sh [cpu|gpu] --foreground [--drain-timeout-s 30]
 # --foreground stays, starts the server again when it dies, and on SIGTERM lets it finish its requests.
+# Relative paths, also in ARCHIVE_PUBLIC_KEY, are seen from where it is called; the defaults lie in the project's root.
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "$0")/.."
 scripts/setup.sh
-exec .venv/bin/python -m server start "$@"
+exec .venv/bin/python -m server --directory "$caller" start "$@"

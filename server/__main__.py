@@ -22,7 +22,12 @@ from server.supervise import Supervisor
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
-RunDir = Annotated[Path, typer.Option(help="The server's working directory: tokens and logs are written there.")]
+RunDir = Annotated[
+    Path,
+    typer.Option(
+        help="The server's working directory: tokens and logs are written there.", show_default="the project's root"
+    ),
+]
 
 
 class Device(str, Enum):
@@ -36,16 +41,23 @@ class Format(str, Enum):
 
 
 @app.callback()
-def main() -> None:
+def main(
+    directory: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Where relative paths are seen from.")
+    ] = Path(),
+) -> None:
     """Start and stop TorchServe on this machine."""
+    os.chdir(directory)
+    if key := os.environ.get(launch.PUBLIC_KEY_VARIABLE):
+        os.environ[launch.PUBLIC_KEY_VARIABLE] = str(Path(key).resolve())  # the server's directory is another one
 
 
 @app.command(epilog="Example: python -m server start cpu --port 9080 --run-dir /tmp/second")
 @reports_errors
 def start(
     device: Annotated[Device, typer.Argument(help="Which of config/config.*.properties to use.")] = Device.cpu,
-    run_dir: RunDir = Path(),
-    model_store: Annotated[Path, typer.Option(help="Every archive in it that is named as its model is served.")] = ROOT / "model_store",
+    run_dir: RunDir = ROOT,
+    model_store: Annotated[Path, typer.Option(help="Every NAME.mar in it is served.")] = ROOT / "model_store",
     port: Annotated[int | None, typer.Option(min=1024, max=65531, help="First of five ports to use instead.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait for the models, in seconds.")] = 120,
     log_format: Annotated[Format, typer.Option(help="Lines of text, or an object of JSON a line.")] = Format.text,
@@ -78,7 +90,7 @@ def start(
 
 @app.command(epilog="Example: python -m server stop --run-dir /tmp/second")
 @reports_errors
-def stop(run_dir: RunDir = Path()) -> None:
+def stop(run_dir: RunDir = ROOT) -> None:
     """Stop the server that runs in a directory, and no other."""
     pid = processes.stop(run_dir)
     print(f"stopped the server in {run_dir.resolve()}" if pid else f"no server runs in {run_dir.resolve()}")

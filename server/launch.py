@@ -89,8 +89,7 @@ def start(
     processes.clear(run_dir)  # what an earlier server that was killed may have left
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    temp = processes.temp_dir(run_dir)
-    temp.mkdir(mode=0o700)
+    temp = processes.make_temp_dir(run_dir)
     effective_config = temp / "config.properties"
     effective_config.write_text(config.text, encoding="utf-8")
     command = (

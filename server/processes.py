@@ -15,6 +15,7 @@ import psutil
 
 _MAIN_CLASS = "org.pytorch.serve.ModelServer"
 _WORKER_SCRIPT = "model_service_worker.py"
+_TEMP_LINK = Path("logs", "temp")
 _STOP_TIMEOUT_S = 30
 _DRAIN_TIMEOUT_S = 600
 _POLL_INTERVAL_S = 0.05
@@ -89,15 +90,30 @@ def clear(run_dir: Path) -> None:
     _end(workers(run_dir), 0)
     (run_dir / "key_file.json").unlink(missing_ok=True)
     shutil.rmtree(temp_dir(run_dir), ignore_errors=True)
+    (run_dir / _TEMP_LINK).unlink(missing_ok=True)
 
 
 def temp_dir(run_dir: Path) -> Path:
     """The temp folder of this run directory's server.
 
-    It lies under the system's temp folder because it holds Unix sockets, whose paths may have about 100 characters.
+    It lies under the system's temp folder because it holds Unix sockets, whose paths may have about 100 characters. Who
+    stops the server may have another one (`TMPDIR`), so a link in `logs/` says where it is.
     """
-    place = str(run_dir.resolve()).encode()
-    return Path(tempfile.gettempdir(), f"torchserve-{zlib.crc32(place):08x}")
+    name = f"torchserve-{zlib.crc32(str(run_dir.resolve()).encode()):08x}"
+    link = run_dir / _TEMP_LINK
+    if link.is_symlink() and link.readlink().name == name:  # else a copy of another run directory's
+        return link.readlink()
+    return Path(tempfile.gettempdir(), name)
+
+
+def make_temp_dir(run_dir: Path) -> Path:
+    """Make it, and the link; `logs/` is there, and what an earlier server may have left is cleared away."""
+    temp = temp_dir(run_dir)
+    link = run_dir / _TEMP_LINK
+    link.unlink(missing_ok=True)
+    link.symlink_to(temp)
+    temp.mkdir(mode=0o700)
+    return temp
 
 
 def _in(run_dir: Path, words: set[str]) -> Iterator[psutil.Process]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import socket
+import subprocess
+import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -12,12 +16,14 @@ import psutil
 import pytest
 import ts
 
+from archive.build import build
+from archive.sign import keygen
 from server import effective, launch, processes, properties, store
 from server.config import ServerConfig
 from server.errors import AlreadyRunning, ConfigError, PortTaken, StartFailed
 from server.launch import RunningServer
 from tests.broken import repacked, replaced
-from tests.conftest import CONFIG, MODEL, free_ports
+from tests.conftest import CONFIG, MODEL, ROOT, free_ports
 
 
 def test_both_configurations_listen_on_loopback_with_tokens() -> None:
@@ -214,6 +220,55 @@ def test_workers_that_outlive_their_server_are_ended(model_store: Path, tmp_path
     assert processes.stop(tmp_path) is None
     assert not any(processes.is_alive(worker) for worker in workers)
     assert not processes.temp_dir(tmp_path).exists()
+
+
+def test_a_server_is_found_under_another_temp_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own is cleared away, wherever that of who clears is; a link of another run directory is not followed."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for folder in (mine / "logs", other, tmp_path / "copy" / "logs"):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = processes.make_temp_dir(mine)
+    monkeypatch.setattr(tempfile, "tempdir", str(other))
+    assert processes.temp_dir(mine) == made
+    shutil.copy(mine / "logs" / "temp", tmp_path / "copy" / "logs", follow_symlinks=False)
+    processes.clear(tmp_path / "copy")
+    assert made.exists()
+    processes.clear(mine)
+    assert not made.exists()
+    assert processes.temp_dir(mine).parent == other
+
+
+def test_the_scripts_see_paths_from_where_they_are_called(torchserve: RunningServer, run: Path, tmp_path: Path) -> None:
+    """A run directory, a model store and a key named from another folder; stopped under another TMPDIR, all is gone."""
+    if not (Path(sys.prefix) / "installed.lock").is_file():
+        pytest.skip("the environment was not made by scripts/setup.sh")
+    (tmp_path / "store").mkdir()
+    keygen(tmp_path / "key")
+    build(run, MODEL, "1.0", tmp_path / "store", private_key=tmp_path / "key")
+
+    def script(name: str, *options: str, temp: str, key: str = "key.pub") -> subprocess.CompletedProcess[str]:
+        (tmp_path / temp).mkdir(exist_ok=True)
+        place = {"TMPDIR": str(tmp_path / temp), "TEMP": str(tmp_path / temp), launch.PUBLIC_KEY_VARIABLE: key}
+        return subprocess.run(
+            [ROOT / "scripts" / name, *options], cwd=tmp_path, env={**os.environ, **place},
+            capture_output=True, text=True, timeout=180, check=False,
+        )  # fmt: skip
+
+    place = ("--run-dir", "here")
+    options = ("cpu", *place, "--model-store", "store", "--port", str(free_ports()))
+    assert "absent" in script("serve.sh", *options, temp="a", key="absent").stderr
+    started = script("serve.sh", *options, temp="a")
+    try:
+        assert started.returncode == 0, started.stderr
+        assert f"tokens      {tmp_path / 'here' / 'key_file.json'}" in started.stdout
+        assert started.stderr == ""
+        assert list((tmp_path / "a").glob("torchserve-*"))
+    finally:
+        stopped = script("stop.sh", *place, temp="b")
+    assert stopped.stdout == f"stopped the server in {tmp_path / 'here'}\n"
+    assert not list((tmp_path / "a").glob("torchserve-*"))
+    assert not processes.workers(tmp_path / "here")
 
 
 def test_two_servers_side_by_side(torchserve: RunningServer, model_store: Path, tmp_path: Path, digit: bytes) -> None:
