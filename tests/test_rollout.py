@@ -28,7 +28,7 @@ from client.rollout.comparison import Answer, Comparison, Limits, Plan
 from client.torchserve import TorchServe
 from server import launch, processes
 from server.launch import RunningServer
-from tests.broken import repacked, replaced
+from tests.broken import repacked
 from tests.conftest import CONFIG, MODEL, ROOT, free_ports, wait_for
 from tests.edges import TEMPLATE, RunningEdge, behind, make_folder, running
 from tests.test_client_live import command, command_line
@@ -69,7 +69,9 @@ def packed(store: Path, folder: Path, change: Change = lambda content: None) -> 
     version = f"{next(VERSIONS)}.0"
 
     def renumber(content: Path) -> None:
-        replaced(content, MARK, '"modelVersion": "1.0"', f'"modelVersion": "{version}"')
+        manifest = json.loads((content / MARK).read_text())
+        manifest["model"]["modelVersion"] = version
+        (content / MARK).write_text(json.dumps(manifest))
         change(content)
 
     shutil.copy(repacked(store / f"{MODEL}.mar", folder, renumber), store / f"next-{version}.mar")
@@ -107,11 +109,19 @@ def watching(server: TorchServe, version: str) -> bool:
     return any(worker["status"] == "READY" for worker in server.describe(MODEL, version)["workers"])
 
 
+def after_a_restart(store: Path, run_dir: Path) -> str:
+    """The version that a fresh start serves."""
+    try:
+        return str(launch.start(run_dir, store, CONFIG, free_ports()).client().describe(MODEL)["modelVersion"])
+    finally:
+        processes.stop(run_dir)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_good_version_is_promoted_also_after_a_kill(
     rolling: RunningServer, server: TorchServe, store: Path, run: Path, digit: bytes, tmp_path: Path, number: int
 ) -> None:
-    """Ended while it watches, a rollout leaves the old version serving; the next one promotes, and no request fails."""
+    """Ended while it watches, it leaves the old one serving; the next promotes, for a restart too; no request fails."""
     archive, new = packed(store, tmp_path)
     old = server.describe(MODEL)["modelVersion"]
     with subprocess.Popen(
@@ -126,18 +136,23 @@ def test_a_good_version_is_promoted_also_after_a_kill(
         assert (first.returncode, complaint.splitlines()[-1]) == (130, b"interrupted")
         assert f"{archive} was rolled back and {old} serves on".encode() in complaint
         return
+    place = ("--model-store", store)
     with ThreadPoolExecutor(1) as pool:
-        again = pool.submit(command, rolling, "rollout", MODEL, archive, *options(run, "8s"), "--json")
+        again = pool.submit(command, rolling, "rollout", MODEL, archive, *options(run, "8s"), *place, "--json")
         while not again.done():
             assert len(server.predict(MODEL, digit)) == 5
     finished = again.result()
     assert finished.returncode == 0, finished.stderr
-    assert f"put {archive} in its place" in finished.stderr
+    assert finished.stderr == ""
     document = json.loads(finished.stdout)
     assert (document["promoted"], document["disagreements"], document["new"]["errors"]) == (True, 0, 0)
     assert document["new"]["images"] == document["old"]["images"] >= 5
     assert server.versions(MODEL) == [new]
+    assert not (store / archive).exists()
+    assert after_a_restart(store, tmp_path / "restart") == new
+    shutil.copy(store / f"{MODEL}.mar", store / archive)
     refused = command(rolling, "rollout", MODEL, archive, *options(run, "4s"))
+    (store / archive).unlink()
     assert f"serves {new} by default already" in refused.stderr
     assert server.versions(MODEL) == [new]
 
@@ -145,14 +160,17 @@ def test_a_good_version_is_promoted_also_after_a_kill(
 def test_a_version_that_answers_otherwise_is_rolled_back(
     rolling: RunningServer, server: TorchServe, store: Path, run: Path, tmp_path: Path
 ) -> None:
-    """Two labels swapped: before the time is over it is removed, the reason is said and the exit status is 1."""
+    """Two labels swapped: before the time is over it is removed, the reason said; a restart serves the old version."""
     archive, new = packed(store, tmp_path, swap_two_labels)
     old = server.describe(MODEL)["modelVersion"]
-    finished = command(rolling, "rollout", MODEL, archive, *options(run, "30s"), "--max-disagreement", "1%")
+    place = ("--model-store", store)
+    finished = command(rolling, "rollout", MODEL, archive, *options(run, "30s"), *place, "--max-disagreement", "1%")
     assert finished.returncode == 1
     assert re.search(rf"error: {MODEL} {new} was rolled back and {old} serves on: .*another class for", finished.stderr)
     assert re.search(rf"^ *{re.escape(new)} +\d+ +0 +[\d.]+ +[\d.]+ +\d+ *$", finished.stdout, flags=re.MULTILINE)
     assert server.versions(MODEL) == [old]
+    assert (store / archive).exists()
+    assert after_a_restart(store, tmp_path / "restart") == old
 
 
 def test_a_version_that_does_not_load_is_removed(
@@ -228,6 +246,7 @@ def test_users_behind_an_edge_get_the_share_and_no_failure(
         assert 0.1 < users.next(100)[new] / 100 < 0.6
         assert finished.result().returncode == (0 if promoted else 1), finished.result().stderr
         assert users.next(50) == {new if promoted else old: 50}
+    assert (f"in its store, mv {archive} {MODEL}.mar\n" in finished.result().stderr) == promoted
     assert users.failed == []
     assert server.versions(MODEL) == [new if promoted else old]
     assert canary.read_text().splitlines()[-2:] == (TEMPLATE / "canary.conf").read_text().splitlines()[-2:]
@@ -317,6 +336,8 @@ def test_a_plan_sends_the_new_version_its_share() -> None:
         (["new.mar", "--images", "{folder}", "--canary", "10"], "--canary: expected a percentage such as 10%"),
         (["new.mar", "--images", "{folder}", "--watch", "5"], "--watch: expected a time such as 30s, 5m or 1h"),
         (["new.mar", "--images", "{folder}", "--watch", "5s"], "5 images would be compared and 100 are evidence"),
+        ([f"{MODEL}.mar", "--images", "{folder}", "--model-store", "."], "is what the server's next start takes"),
+        (["new.mar", "--images", "{folder}", "--model-store", "{folder}"], "new.mar is not there: name the server's"),
         (["new.mar", "--images", "{folder}", "--edge", "{folder}/nowhere"], "is not the canary.conf of an edge"),
     ],
 )

@@ -47,6 +47,9 @@ def rollout(
         int | None, typer.Option(min=1, help="Of the new version; default: as many as the old one has.")
     ] = None,
     ceiling: Ceiling = None,
+    model_store: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The server's own: once promoted NEW.mar becomes NAME.mar there.")
+    ] = None,
     edge: Annotated[
         Path | None, typer.Option(metavar="canary.conf", help="An edge's: it gives the share of real requests too.")
     ] = None,
@@ -75,7 +78,8 @@ def rollout(
             f"{plan.compared} images would be compared and {min_compared} are evidence: --watch longer, or give a "
             "larger --canary or --rate"
         )
-    this = Rollout(server, model, edge_share)
+    archive = Path(archive).name.removesuffix(".mar") + ".mar"
+    this = Rollout(server, model, edge_share, _in_store(model_store, archive, model))
     workers = workers or this.old_workers or 1
     scaling.check(server, model, workers, ceiling, beside=True)
     try:
@@ -85,7 +89,7 @@ def rollout(
         print(f"{archive} was rolled back and {this.old} serves on", file=sys.stderr)
         raise
     _show(this, comparison, reasons, as_json)
-    _hint(model, archive, promoted=not reasons)
+    _hint(model, archive, promoted=not reasons, renamed=this.archive is not None)
     if reasons:
         complain(f"{model} {this.new} was rolled back and {this.old} serves on: {'; '.join(reasons)}")
         raise typer.Exit(1)
@@ -153,11 +157,24 @@ def _show(this: Rollout, comparison: Comparison, reasons: list[str], as_json: bo
         print(f"{this.model} {this.new} was promoted and {this.old} removed")
 
 
-def _hint(model: str, archive: str, promoted: bool) -> None:
+def _in_store(model_store: Path | None, archive: str, model: str) -> Path | None:
+    """Raises:
+    RolloutRefused: the archive is not in the model store, or is what a start in the meantime would serve.
+    """
+    if model_store is None:
+        return None
+    if archive == f"{model}.mar":
+        raise RolloutRefused(f"{archive} is what the server's next start takes: give the new archive another name")
+    if not (model_store / archive).is_file():
+        raise RolloutRefused(f"{model_store / archive} is not there: name the server's own model store")
+    return model_store / archive
+
+
+def _hint(model: str, archive: str, promoted: bool, renamed: bool) -> None:
     """A server that starts again takes NAME.mar from its model store, whatever was decided."""
-    is_next = Path(archive).name.removesuffix(".mar") == model
-    if promoted and not is_next:
-        print(f"the server's next start takes {model}.mar: put {archive} in its place", file=sys.stderr)
+    is_next = archive == f"{model}.mar"
+    if promoted and not is_next and not renamed:
+        print(f"the server's next start takes {model}.mar: in its store, mv {archive} {model}.mar", file=sys.stderr)
     if not promoted and is_next:
         print(f"the server's next start takes {model}.mar: put the old archive back there", file=sys.stderr)
 

@@ -3,6 +3,9 @@
 The old version stays the default until one single call, `set-default`. Whatever is killed before it leaves the old
 version serving, and beside it a new one that nobody is sent to, but for an edge's share; killed after it, the new one
 serves and the old one waits to be removed. The next rollout of the same archive, or `--abort`, clears either away.
+
+A server that starts again takes NAME.mar, which is the old version until the new one is promoted: then the new archive
+takes that name, by one rename.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from client.edge.share import EdgeShare
 from client.errors import ClientError, RequestRefused, RolloutRefused
@@ -28,16 +32,19 @@ class Rollout:
 
     Args:
         edge: gives the new version a share of the real requests.
+        archive: the new version's file where the server's model store is at hand; it becomes NAME.mar there.
 
     Raises:
         ModelNotFound: there is no old version.
         RolloutRefused: `model` names a version.
     """
 
-    def __init__(self, server: TorchServe, model: str, edge: EdgeShare | None = None) -> None:
+    def __init__(
+        self, server: TorchServe, model: str, edge: EdgeShare | None = None, archive: Path | None = None
+    ) -> None:
         if "/" in model:
             raise RolloutRefused(f"{model}: name the model alone, its default version is the old one")
-        self.server, self.model, self.edge = server, model, edge
+        self.server, self.model, self.edge, self.archive = server, model, edge, archive
         description = server.describe(model)
         self.old: str = description["modelVersion"]
         self.old_workers = len(description["workers"])
@@ -76,13 +83,16 @@ class Rollout:
             raise
 
     def promote(self, quiet_s: float) -> None:
-        """Make the new version the default, and remove the old one once nothing waits for it.
+        """Make the new version the default, also of the server's next start, and remove the old one once nothing waits
+        for it.
 
         Args:
             quiet_s: for so long its queue must have been empty, since nobody sees what its workers still compute.
         """
         with _clearing_up(self.model):
             self.server.set_default(self.model, self.new)
+            if self.archive is not None:
+                self._rename(self.archive)
             if self.edge is not None:
                 self.edge.withdraw()
             self._drain(self.old, quiet_s)
@@ -105,6 +115,25 @@ class Rollout:
             self._drain(version, quiet_s=1)
             self.server.unregister(self.model, version)
         return others
+
+    def _rename(self, archive: Path) -> None:
+        """Put the new archive, with its signature if it has one, in the place of the old.
+
+        Raises:
+            RolloutRefused: the file system refuses.
+        """
+        target = archive.with_name(f"{self.model}.mar")
+        signature, target_signature = (file.with_name(f"{file.name}.sig") for file in (archive, target))
+        try:
+            target_signature.unlink(missing_ok=True)  # it is not of the new bytes
+            archive.replace(target)
+            if signature.exists():
+                signature.replace(target_signature)
+        except OSError as error:
+            raise RolloutRefused(
+                f"{self.model} {self.new} was promoted, but the server's next start takes the old one until you call "
+                f"mv {archive} {target} ({error.strerror})"
+            ) from None
 
     def _remove_left_over(self, conflict: RequestRefused) -> str:
         """The version that is in the new one's way, once it is removed.
