@@ -22,7 +22,8 @@ from archive.members import MANIFEST_FILE
 from client.scaling import cores
 from server import store
 from server.errors import ConfigError
-from server.properties import Properties
+from server.keys import CONFIG_KEYS, HANDLER_SECTIONS
+from server.properties import Properties, unknown_key
 
 _DEFAULT_BATCH_DELAY_MS = 100
 _DEFAULT_TIMEOUT_S = 120
@@ -109,6 +110,7 @@ def _model(properties: Properties, archive: Path) -> ModelSettings:
         notes.append(f"maxBatchDelay 0 becomes {_DEFAULT_BATCH_DELAY_MS} ms")
     notes += _ignored_timeouts(properties, declared, config)
     said = config or {}
+    notes += [unknown_key(str(key), CONFIG_KEYS) for key in said if key not in (*CONFIG_KEYS, *HANDLER_SECTIONS)]
     return ModelSettings(
         name,
         version,

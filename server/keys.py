@@ -1,6 +1,7 @@
 """Every key that TorchServe 0.12 reads in its `.properties` file, with what it expects and what it takes otherwise.
 
-Read from the class `ConfigManager` of the installed `model-server.jar`; a test compares both.
+Read from the class `ConfigManager` of the installed `model-server.jar`; a test compares both. So are the keys within
+`models`, from `Model`, and those of an archive's `model-config.yaml`, from `ModelConfig`.
 """
 
 from __future__ import annotations
@@ -129,6 +130,30 @@ KEYS = PORT_KEYS | {
     "vmargs": _UNSET,
     "plugins_path": _UNSET,
 }
+
+MODEL_KEYS: dict[str, Kind] = {
+    "defaultVersion": "boolean",
+    "marName": "text",
+    "minWorkers": "integer",
+    "maxWorkers": "integer",
+    "batchSize": "integer",
+    "maxBatchDelay": "integer",
+    "responseTimeout": "integer",
+    "startupTimeout": "integer",
+    "parallelLevel": "integer",
+    "runtimeType": "text",
+}
+"""Of each version in `models={"NAME": {"VERSION": {...}}}`."""
+
+CONFIG_KEYS = (
+    "minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "deviceType",
+    "deviceIds", "parallelType", "parallelLevel", "torchrun", "maxRetryTimeoutInSec", "clientTimeoutInMills",
+    "jobQueueSize", "useJobTicket", "sequenceMaxIdleMSec", "sequenceTimeoutMSec", "maxSequenceJobQueueSize",
+    "maxNumSequence", "continuousBatching", "sequenceBatching", "asyncCommunication", "useVenv",
+)  # fmt: skip
+"""At the top of `model-config.yaml`."""
+HANDLER_SECTIONS = ("handler", "dali", "deepspeed", "micro_batching", "pippy", "pt2")
+"""What handlers read there, ours and TorchServe's own."""
 
 
 def variable(key: str) -> str:

@@ -60,7 +60,7 @@ def start(
 ) -> RunningServer:
     """Start a server with the archives of `model_store`, token authorization on, and wait until all are ready.
 
-    What `store.archives` leaves out is said on stderr.
+    What of the store is not served, and what of an archive's settings counts for nothing, is said on stderr.
 
     Args:
         run_dir: its working directory; tokens and logs are written there.
@@ -79,7 +79,8 @@ def start(
     for archive in archives:
         _verify(archive)
     config = ServerConfig.read(config_file).with_absolute_paths()
-    effective.models(config.properties, model_store)
+    models = effective.models(config.properties, model_store)
+    warnings += [f"{model.name}: {note}" for model in models for note in model.notes]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if first_port is not None:

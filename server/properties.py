@@ -10,14 +10,14 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from server.errors import ConfigError
-from server.keys import KEYS, PORT_KEYS, Key, variable
+from server.keys import EXPECTED, KEYS, MODEL_KEYS, PORT_KEYS, Key, Kind, variable
 
 _VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
 _LARGEST = 2**31 - 1
@@ -87,7 +87,7 @@ def parse(text: str, name: str) -> Properties:
         found = {key: os.environ[variable(key)] for key in KEYS if variable(key) in os.environ}
         values |= {key: Value(value, f"environment {variable(key)}") for key, value in found.items()}
     refusals += [f"{value.where}: {wrong}" for key, value in values.items() if (wrong := _type_problem(key, value))]
-    refusals += [*_open_without_tokens(properties), *_equal_ports(properties)]
+    refusals += [*_open_without_tokens(properties), *_equal_ports(properties), *_models(properties)]
     return properties
 
 
@@ -115,8 +115,7 @@ def _line_problem(line: str, key: str, equals: str) -> str | None:
         return f"{line.strip()!r}: expected KEY=VALUE"
     name = key.strip()
     if name not in KEYS:
-        close = get_close_matches(name, KEYS, n=1)
-        return f"{name}: TorchServe 0.12 knows no such key" + (f"; did you mean {close[0]}?" if close else "")
+        return unknown_key(name, KEYS)
     if key != name or line.partition("=")[2].startswith((" ", "\t")):
         return f"{name}: blank beside the = or before the key; expected KEY=VALUE"
     if line != line.rstrip():
@@ -124,6 +123,12 @@ def _line_problem(line: str, key: str, equals: str) -> str | None:
     if not line.isascii():
         return f"{name}: TorchServe reads another encoding; expected \\uXXXX for what is not ASCII"
     return None
+
+
+def unknown_key(name: str, known: Iterable[str]) -> str:
+    """What is wrong with a key that is none of the known ones, and which of them may be meant."""
+    close = get_close_matches(name, known, n=1)
+    return f"{name}: TorchServe 0.12 knows no such key" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def _type_problem(key: str, value: Value) -> str | None:
@@ -206,3 +211,28 @@ def _equal_ports(properties: Properties) -> Iterator[str]:
             value = properties.values.get(key) or properties.values[seen[port]]
             yield f"{value.where}: {key} and {seen[port]} both open port {port}; expected five different ports"
         seen.setdefault(port, key)
+
+
+def _models(properties: Properties) -> Iterator[str]:
+    """What is wrong within the key `models`."""
+    value = properties.values.get("models")
+    if value is None or not _is_json_object(value.text):
+        return
+    for name, versions in json.loads(value.text).items():
+        for version, settings in versions.items() if isinstance(versions, dict) else [("", versions)]:
+            where = f"{value.where}: models: {name}{version and f' {version}'}"
+            if not version or not isinstance(settings, dict):
+                yield f'{where}: {settings!r}: expected {{"NAME": {{"VERSION": {{"minWorkers": 1, ...}}}}}}'
+                continue
+            for key, setting in settings.items():
+                if key not in MODEL_KEYS:
+                    yield f"{where}: {unknown_key(key, MODEL_KEYS)}"
+                elif not _is_of_kind(MODEL_KEYS[key], setting):
+                    yield f"{where}: {key}: {setting!r}: expected {EXPECTED[MODEL_KEYS[key]]}"
+
+
+def _is_of_kind(kind: Kind, value: object) -> bool:
+    """Whether a JSON value is a boolean, a whole number of 0 or more, or text."""
+    if kind == "integer":
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, bool if kind == "boolean" else str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import ts
 import yaml
 
 from server import effective, launch, processes, properties
-from server.errors import ConfigError
-from server.keys import KEYS, PORT_KEYS, variable
+from server.errors import ConfigError, PortTaken
+from server.keys import CONFIG_KEYS, KEYS, MODEL_KEYS, PORT_KEYS, variable
 from server.launch import RunningServer
 from tests.broken import repacked
 from tests.conftest import CONFIG, MODEL, ROOT, free_ports
@@ -81,6 +82,23 @@ def test_the_known_keys_are_those_of_the_installed_torchserve(constants: dict[st
     assert constants["DEFAULT_TS_ALLOWED_URLS"] == KEYS["allowed_urls"].default
 
 
+def holds_text(data: bytes, text: str) -> bool:
+    """Whether a Java class has that very text among its constants."""
+    return b"\x01" + struct.pack(">H", len(text)) + text.encode() in data
+
+
+def test_the_keys_of_models_are_those_of_the_installed_torchserve() -> None:
+    """In the key `models` and at the top of an archive's YAML, in the classes that read them."""
+    [jar] = Path(ts.__file__).parent.glob("frontend/model-server.jar")
+    with zipfile.ZipFile(jar) as archive:
+        model = archive.read("org/pytorch/serve/wlm/Model.class")
+        config = archive.read("org/pytorch/serve/archive/model/ModelConfig.class")
+    found = {value for name, value in class_constants(model).items() if name != "DEFAULT_DATA_QUEUE"}
+    assert found == set(MODEL_KEYS)
+    assert [key for key in CONFIG_KEYS if not holds_text(config, key)] == []
+    assert not holds_text(config, "minWorker")
+
+
 def test_the_variables_are_those_of_the_installed_torchserve(constants: dict[str, str]) -> None:
     """A key's environment variable is the name of its constant."""
     named = {value: name for name, value in constants.items() if name.startswith("TS_")}
@@ -121,6 +139,10 @@ REFUSED = {
     "not a port": ("grpc_inference_port=70000", "expected a port"),
     "not a mode": ("metrics_mode=on", "expected log or prometheus or legacy"),
     "not JSON": ("models={", "f:1: models={: expected a JSON object"),
+    "no model": ('models={"a": 3}', r"f:1: models: a: 3: expected \{\"NAME\": \{\"VERSION\""),
+    "no version": ('models={"a": {"minWorkers": 3}}', r"f:1: models: a minWorkers: 3: expected \{\"NAME\""),
+    "unknown key of a model": ('models={"a": {"1.0": {"minWorker": 3}}}', "minWorker: .*mean minWorkers"),
+    "wrong type of a model": ('models={"a": {"1.0": {"batchSize": "8"}}}', "a 1.0: batchSize: '8': expected a whole"),
     "no such variable": ("keystore_pass=$$NOBODY_SETS_THIS$$", r"keystore_pass=\.\.\.: .* NOBODY_SETS_THIS"),
     "another encoding": ("keystore=schlüssel", "f:1: keystore: .*uXXXX"),
     "equal ports": ("metrics_address=http://127.0.0.1:8081", "metrics_address and management_address .* 8081"),
@@ -232,6 +254,34 @@ def test_what_an_archive_says_in_vain_is_refused(tmp_path: Path, config: object,
     archive(tmp_path, config)
     with pytest.raises(ConfigError, match=complaint):
         effective.models(properties.parse("", "f"), tmp_path)
+
+
+def test_unknown_keys_of_an_archive_are_noted(tmp_path: Path) -> None:
+    """TorchServe swallows them; what a handler reads is its own."""
+    archive(tmp_path, {"batchsize": 8, "minWorker": 1, "handler": {"top_k": 3}})
+    [model] = effective.models(properties.parse("", "f"), tmp_path)
+    assert model.notes == [
+        "batchsize: TorchServe 0.12 knows no such key; did you mean batchSize?",
+        "minWorker: TorchServe 0.12 knows no such key; did you mean minWorkers?",
+    ]
+
+
+def test_a_start_warns_of_what_counts_for_nothing(
+    model_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The notes of `client config`, a line each on stderr, and nothing for what we ship."""
+    config = tmp_path / "f.properties"
+    first = free_ports()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", first))
+        other.listen()
+        for text, warning in (("", ""), ("default_response_timeout=9\n", "default_response_timeout is ignored: ")):
+            config.write_text(CONFIG.read_text() + text)
+            with pytest.raises(PortTaken):
+                launch.start(tmp_path / "run", model_store, config, first)
+            said = capsys.readouterr().err
+            assert said.startswith(f"warning: {MODEL}: {warning}" if warning else "")
+            assert len(said.splitlines()) == bool(warning)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
