@@ -1,11 +1,15 @@
 """Golden images: held-out images with the probabilities that training measured, which a good server still answers.
 
-The folder is `runs/NAME/golden`: image files, and `golden.json` with tolerance, class names and probabilities.
+The folder is `runs/NAME/golden`, or `golden/` in an archive: image files, and `golden.json` with tolerance, class names
+and probabilities.
 """
 
 from __future__ import annotations
 
 import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,27 +54,39 @@ class GoldenImage:
         )
 
 
-def read(folder: Path, tolerance: float | None = None) -> list[GoldenImage]:
-    """The golden images of a folder.
+def read(place: Path, tolerance: float | None = None) -> list[GoldenImage]:
+    """The golden images of a folder, or of an archive.
 
     Args:
+        place: `golden/` of the run, or FILE.mar.
         tolerance: instead of the one that training wrote down.
 
     Raises:
         NotAsMeasured: it cannot be read or holds none.
     """
     try:
-        document = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-        names = document["class_names"]
-        allowed = float(document["tolerance"]) if tolerance is None else tolerance
-        images = [
-            GoldenImage(name, (folder / name).read_bytes(), dict(zip(names, row, strict=True)), allowed)
-            for name, row in document["probabilities"].items()
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        with _folder(place) as folder:
+            document = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+            names = document["class_names"]
+            allowed = float(document["tolerance"]) if tolerance is None else tolerance
+            images = [
+                GoldenImage(name, (folder / name).read_bytes(), dict(zip(names, row, strict=True)), allowed)
+                for name, row in document["probabilities"].items()
+            ]
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotAsMeasured(
-            f"{folder / _FILE} cannot be read as golden answers ({error}): name the folder golden/ of the run"
+            f"{_FILE} in {place} cannot be read as golden answers ({error}): name the folder golden/ of the run, or an "
+            "archive"
         ) from None
     if not images:
-        raise NotAsMeasured(f"{folder / _FILE} lists no image")
+        raise NotAsMeasured(f"{_FILE} in {place} lists no image")
     return images
+
+
+@contextmanager
+def _folder(place: Path) -> Iterator[Path | zipfile.Path]:
+    if not place.is_file():
+        yield place
+        return
+    with zipfile.ZipFile(place) as archive:
+        yield zipfile.Path(archive, "golden/")

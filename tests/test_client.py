@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -250,6 +251,22 @@ def test_golden_answers_that_cannot_be_read_are_said(reference: Path, content: s
     (reference / "golden.json").write_text(content)
     with pytest.raises(NotAsMeasured, match=r"golden\.json"):
         golden.read(reference)
+
+
+def test_an_archive_brings_its_golden_images(reference: Path, tmp_path: Path) -> None:
+    """The same as from the folder; a file that is none, or one that carries none, is an error."""
+    archive = tmp_path / "model.mar"
+    with zipfile.ZipFile(archive, "w") as members:
+        for name in ("golden.json", "a.png"):
+            members.write(reference / name, f"golden/{name}")
+    assert golden.read(archive) == golden.read(reference)
+    assert golden.read(archive, tolerance=0.2)[0].tolerance == 0.2
+    with zipfile.ZipFile(archive, "w"):
+        pass
+    for content in (archive.read_bytes(), b"no archive"):
+        archive.write_bytes(content)
+        with pytest.raises(NotAsMeasured, match=r"golden\.json in .*model\.mar cannot be read"):
+            golden.read(archive)
 
 
 def test_golden_answers_without_an_image_are_said(reference: Path) -> None:

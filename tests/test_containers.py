@@ -5,6 +5,7 @@ deploy/docker/prove.sh builds and runs the whole; it takes minutes and is starte
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from client.edge import servers as edge_servers
 from deploy.docker.requirements import requirements
 from server import properties
 from server.launch import RunningServer
+from tests.broken import repacked
 from tests.conftest import MODEL, ROOT
 
 DOCKER = ROOT / "deploy" / "docker"
@@ -116,13 +118,16 @@ def test_every_service_is_confined() -> None:
 
 
 def test_the_edge_knows_the_server_of_compose() -> None:
-    """servers.yaml is one that the edge takes, and its key file lies in the volume that both have."""
+    """servers.yaml is one that the edge takes; its key file and its archive lie in volumes that both have."""
     config = edge_servers.read(DOCKER / "servers.yaml")
     [server] = config.servers
     for name in ("server", "edge"):
         places = [volume.split(":")[1] for volume in COMPOSE["services"][name]["volumes"] if volume.startswith("run:")]
         assert places == [str(server.key_file.parent)]
     assert f'"--run-dir", "{server.key_file.parent}"' in DOCKERFILE
+    assert config.models == {MODEL: Path(f"/app/model_store/{MODEL}.mar")}
+    for name in ("server", "edge"):
+        assert "../../model_store:/app/model_store:ro" in COMPOSE["services"][name]["volumes"]
 
 
 def locked(text: str) -> dict[str, str]:
@@ -260,3 +265,24 @@ def test_health_is_that_of_every_archive(torchserve: RunningServer, model_store:
     assert run(DOCKER / "healthcheck.sh", tmp_path, **place).returncode == 1
     (tmp_path / "other.mar").touch()
     assert run(DOCKER / "healthcheck.sh", tmp_path, **place).returncode == 1
+
+
+def test_health_is_that_of_the_answers(torchserve: RunningServer, model_store: Path, tmp_path: Path) -> None:
+    """Golden answers that the worker does not give are unhealthy, but for --workers; a next version is not asked."""
+    place = {"TORCHSERVE_URL": torchserve.inference_url, "TORCHSERVE_KEY_FILE": str(torchserve.key_file)}
+    store = Path(shutil.copytree(model_store, tmp_path / "store"))
+    shutil.copy(store / f"{MODEL}.mar", store / f"{MODEL}-2.0.mar")
+    healthy = run(DOCKER / "healthcheck.sh", "store", cwd=tmp_path, **place)
+    assert healthy.returncode == 0, healthy.stderr
+    assert "golden images answered as measured" in healthy.stdout
+
+    def spoil(content: Path) -> None:
+        file = content / "golden" / "golden.json"
+        document = json.loads(file.read_text())
+        document["probabilities"] = {name: row[::-1] for name, row in document["probabilities"].items()}
+        file.write_text(json.dumps(document))
+
+    repacked(model_store / f"{MODEL}.mar", store, spoil)
+    unhealthy = run(DOCKER / "healthcheck.sh", store, **place)
+    assert (unhealthy.returncode, unhealthy.stderr.count("instead of")) == (1, 1)
+    assert run(DOCKER / "healthcheck.sh", "--workers", store, **place).returncode == 0

@@ -227,6 +227,19 @@ def test_the_edge_takes_its_servers(name: str) -> None:
     assert str(server.ready_file) == f"{run_dir}/logs/ready"
 
 
+@pytest.mark.parametrize("name", ["base", "kserve"])
+def test_the_edge_reaches_its_golden_images(name: str) -> None:
+    """What servers.yaml names lies in a volume that the edge's container has."""
+    config = edge_servers.read(KUBERNETES / name / "servers.yaml")
+    spec = pod(build("overlays/cpu" if name == "base" else name))["spec"]
+    [edge] = (container for container in spec["containers"] if container["name"] == "edge")
+    mounted = [Path(mount["mountPath"]) for mount in edge["volumeMounts"]]
+    assert config.models
+    for place in config.models.values():
+        assert place is not None
+        assert any(place.is_relative_to(path) for path in mounted)
+
+
 @pytest.mark.parametrize("name", BUILT)
 def test_ports_are_those_that_are_listened_on(name: str) -> None:
     """The edge's of listen.conf, and the metrics' of the image's configuration."""

@@ -211,6 +211,8 @@ def of(config: EdgeConfig, folder: Path) -> list[Backend]:
     """
     if given := [name for name in VARIABLES.values() if os.environ.get(name)]:
         raise ClientError(f"unset {' and '.join(given)}: each server behind an edge has tokens of its own")
-    images = {model: golden.read(folder / place) if place else [] for model, place in config.models.items()}
+    images = {
+        model: golden.read(folder / place, config.tolerance) if place else [] for model, place in config.models.items()
+    }
     servers = [Server(entry, folder, images) for entry in config.servers]
     return [*servers, *(InnerEdge(entry, folder) for entry in config.edges)]

@@ -105,7 +105,7 @@ class Edge:
             config = edge_servers.read(path)
             if config != self._read:
                 backends = edge_backends.of(config, self.folder)
-                same = self._read is not None and config.models == self._read.models
+                same = self._read and (config.models, config.tolerance) == (self._read.models, self._read.tolerance)
                 known = {backend.entry: backend for backend in self.backends if same}
                 self.backends = [known.get(backend.entry, backend) for backend in backends]
                 self._read = config

@@ -56,7 +56,9 @@ class EdgeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: dict[str, Path | None] = {}
-    """What must be ready on a server, each with the folder of its golden images or nothing."""
+    """What must be ready on a server, each with its golden images, a folder or an archive, or nothing."""
+    tolerance: float | None = Field(default=None, ge=0, le=1)
+    """Largest difference of a golden probability that passes; by default the one that training wrote down."""
     servers: tuple[ServerEntry, ...] = ()
     edges: tuple[EdgeEntry, ...] = ()
 

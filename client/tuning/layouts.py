@@ -18,7 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from client.errors import ModelNotFound, NotTunable
+from client import golden
+from client.errors import ModelNotFound, NotAsMeasured, NotTunable
 from client.torchserve import TorchServe
 
 CONFIG_FILE = "model-config.yaml"
@@ -158,11 +159,10 @@ def golden_images(archive: Path) -> list[bytes]:
     Raises:
         NotTunable: none, or it is no archive.
     """
-    with _opened(archive) as members:
-        names = [name for name in members.namelist() if name.startswith("golden/") and not name.endswith(".json")]
-        if not names:
-            raise NotTunable(f"{archive} carries no images: name some with --images")
-        return [members.read(name) for name in names]
+    try:
+        return [image.data for image in golden.read(archive)]
+    except NotAsMeasured as error:
+        raise NotTunable(f"{archive} cannot be varied on its own images: name some with --images ({error})") from None
 
 
 def _copy(archive: Path, target: Path, layout: Layout) -> None:

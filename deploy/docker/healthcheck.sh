@@ -1,8 +1,27 @@
 #!/usr/bin/env bash
-# Healthy: every archive of the model store has as many ready workers as it declares.
-# Usage: deploy/docker/healthcheck.sh [MODEL_STORE]
+# Healthy: every archive that a start serves has its workers ready, and its golden images are answered as measured.
+# Usage: deploy/docker/healthcheck.sh [--workers] [MODEL_STORE]
+# --workers looks at the workers alone: for whoever ends what is not healthy, since a full queue is no reason to.
 set -euo pipefail
+golden=yes
+if [[ ${1:-} == --workers ]]; then
+    golden=
+    shift
+fi
+store=$(realpath "${1:-$(dirname "$0")/../../model_store}")
 cd "$(dirname "$0")/../.."
-for archive in "${1:-model_store}"/*.mar; do
-    python -m client ready "$(basename "$archive" .mar)" --timeout-s 0
-done
+archives=$(python - "$store" <<'EOF'
+import sys
+from pathlib import Path
+from server import store
+print(*store.archives(Path(sys.argv[1]))[0], sep="\n")
+EOF
+)
+if [[ -z $archives ]]; then
+    echo "error: no archive in $store" >&2
+    exit 1
+fi
+while read -r archive; do
+    # Workers may serve in lower precision than golden answers were measured in; one that is wrong or hangs shows.
+    python -m client ready "$(basename "$archive" .mar)" --timeout-s 0 ${golden:+--golden "$archive" --tolerance 0.1}
+done <<<"$archives"

@@ -104,7 +104,7 @@ guard() {
     openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost \
         -keyout "$work/certificate.key" -out "$work/certificate.pem" 2>/dev/null
     sed 's|default "";|default ""; "Bearer proof" "proof";|' deploy/nginx/keys.conf >"$work/keys.conf"
-    sed "s|lenet5-digits|$model|" deploy/docker/servers.yaml >"$work/servers.yaml"
+    sed "s|lenet5-digits|$model|g" deploy/docker/servers.yaml >"$work/servers.yaml"
     chown 10001 "$work"/{keys.conf,certificate.*}
     local folder=/app/deploy/nginx
     "${podman[@]}" run --detach --name "$edge" --network "container:$server" "${confined[@]}" \
@@ -112,7 +112,7 @@ guard() {
         --volume "$work/servers.yaml:$folder/servers.yaml:ro" --volume "$work/keys.conf:$folder/keys.conf:ro" \
         --volume "$work/certificate.pem:$folder/certificate.pem:ro" \
         --volume "$work/certificate.key:$folder/certificate.key:ro" \
-        --volume "$work/archives:/app/images:ro" "$image" python -m client edge "$folder" >/dev/null
+        --volume "$work/archives:/app/model_store:ro" "$image" python -m client edge "$folder" >/dev/null
     await 60 "the edge does not answer" ask Bearer\ proof
     ask "Bearer another" >"$work/refused" 2>&1 && fail "the edge answers whoever asks"
     grep --quiet 401 "$work/refused" || fail "$(tail -n 1 "$work/refused")"
@@ -126,7 +126,7 @@ import ssl, sys, urllib.request
 from pathlib import Path
 
 model, key = sys.argv[1:]
-image = sorted(Path("/app/images").glob("*.png"))[0].read_bytes()
+image = sorted(Path("/app/model_store").glob("*.png"))[0].read_bytes()
 headers = {"Authorization": key, "Content-Type": "application/octet-stream"}
 request = urllib.request.Request(f"https://localhost:8443/predictions/{model}", image, headers)
 trusted = ssl.create_default_context(cafile="/app/deploy/nginx/certificate.pem")
