@@ -60,7 +60,7 @@ app.command(epilog="Example: python -m client demo lenet5-digits")(demo)
 app.command(epilog="Example: python -m client edge edge")(edge)
 app.command(epilog="Example: python -m client load lenet5-digits --images runs/lenet5-digits/golden")(load)
 app.command(epilog="Example: python -m client tune lenet5-digits --p99-ms 50 --write runs/lenet5-digits")(tune)
-app.command(epilog="Example: python -m client rollout lenet5-digits lenet5-digits.mar --images photos/")(rollout)
+app.command(epilog="Example: python -m client rollout lenet5-digits lenet5-digits-2.0.mar --images photos/")(rollout)
 app.command(epilog="Example: python -m client config config/config.cpu.properties")(config)
 app.command(epilog="Example: python -m client ready lenet5-digits --golden runs/lenet5-digits/golden")(ready)
 

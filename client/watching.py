@@ -22,7 +22,7 @@ def ready(
     model: Model,
     timeout_s: Timeout = 120,
     golden_folder: Annotated[
-        Path | None, typer.Option("--golden", metavar="DIR", help="Images that must be answered as measured.")
+        Path | None, typer.Option("--golden", metavar="DIR|FILE.mar", help="Images that must be answered as measured.")
     ] = None,
     tolerance: Annotated[
         float | None, typer.Option(min=0, max=1, help="Largest difference of a probability; default: golden.json's.")

@@ -26,6 +26,7 @@ from client.errors import EdgeUnusable
 from client.inputs import Source
 from client.rollout.comparison import Answer, Comparison, Limits, Plan
 from client.torchserve import TorchServe
+from client.tuning import layouts
 from server import launch, processes
 from server.launch import RunningServer
 from tests.broken import repacked
@@ -149,6 +150,7 @@ def test_a_good_version_is_promoted_also_after_a_kill(
     assert document["new"]["images"] == document["old"]["images"] >= 5
     assert server.versions(MODEL) == [new]
     assert not (store / archive).exists()
+    assert layouts.find_archive(server, MODEL, store) == store / f"{MODEL}.mar"
     assert after_a_restart(store, tmp_path / "restart") == new
     shutil.copy(store / f"{MODEL}.mar", store / archive)
     refused = command(rolling, "rollout", MODEL, archive, *options(run, "4s"))

@@ -103,15 +103,16 @@ def read_config(run: Path) -> str:
 
 
 def find_archive(server: TorchServe, model: str, model_store: Path) -> Path:
-    """The file that the default version of a model was registered from.
+    """The file that the default version of a model was registered from, which a rollout may have renamed to NAME.mar.
 
     Raises:
         NotTunable: it is not in `model_store`.
     """
-    archive = model_store / Path(server.describe(model)["modelUrl"]).name
-    if not archive.is_file():
-        raise NotTunable(f"{archive} is not there: name the model store of this very server with --model-store")
-    return archive
+    registered = model_store / Path(server.describe(model)["modelUrl"]).name
+    for archive in (registered, model_store / f"{model}.mar"):
+        if archive.is_file():
+            return archive
+    raise NotTunable(f"{registered} is not there: name the model store of this very server with --model-store")
 
 
 @contextmanager
