@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from handler.errors import ImageTooLarge, InvalidRequest, RequestError, UnsupportedImage
 from handler.settings import HandlerSettings
@@ -41,6 +42,7 @@ def decode(data: bytes | bytearray, settings: HandlerSettings) -> torch.Tensor:
 
     Raises:
         RequestError: the bytes are empty, not an image, damaged, or larger than the settings allow.
+        MemoryError: this process has too little for it, which is no fault of the image.
     """
     return fit(open_image(data, settings), settings)
 
@@ -51,7 +53,8 @@ def open_image(data: bytes | bytearray, settings: HandlerSettings) -> Image.Imag
     A JPEG much larger than needed is decoded at a half, a quarter or an eighth of its size.
 
     Raises:
-        RequestError: as `decode`. Size and shape are judged from the header, before any pixel is decoded.
+        RequestError, MemoryError: as `decode`. Size, shape and kind are judged from the header, before any pixel is
+            decoded.
     """
     if not data:
         raise InvalidRequest("the request holds no image: send the encoded file as the body")
@@ -61,9 +64,13 @@ def open_image(data: bytes | bytearray, settings: HandlerSettings) -> Image.Imag
         raise ImageTooLarge(f"the image has more pixels than the {settings.max_pixels} allowed") from None
     except UnidentifiedImageError:
         raise _unidentified(data) from None
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's parsers raise anything from struct.error to KeyError on hostile headers.
         raise InvalidRequest(f"the image header cannot be read: {error}") from error
     _check_size(image, settings)
+    if image.mode in ("I", "F"):
+        raise UnsupportedImage("nothing says which of its grey values is white: send 8 or 16 bits without a sign")
     if isinstance(image, JpegImageFile) and _may_have_many_scans(image, data) and data.count(_SOS) > _MOST_JPEG_SCANS:
         raise InvalidRequest(f"the JPEG has more than {_MOST_JPEG_SCANS} scans")
     # Twice the target keeps the difference from a full decode below what changes a prediction.
@@ -72,6 +79,8 @@ def open_image(data: bytes | bytearray, settings: HandlerSettings) -> Image.Imag
         image.load()
         _turn_upright(image)
         return _to_mode(image, settings)
+    except MemoryError:
+        raise
     except Exception as error:  # as above, for pixel data
         raise InvalidRequest(f"the {image.format or 'image'} data is damaged: {error}") from error
 
@@ -132,16 +141,30 @@ def _check_size(image: Image.Image, settings: HandlerSettings) -> None:
 def _turn_upright(image: Image.Image) -> None:
     try:
         ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged metadata is no reason to refuse good pixels
         logger.debug("EXIF orientation is not applied: %s", error)
 
 
 def _to_mode(image: Image.Image, settings: HandlerSettings) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: "I;16" and, from older files, "I"
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    if image.mode == "La":  # colours multiplied by alpha, which Pillow takes to RGBA by this way alone
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, settings.background)
         image = Image.alpha_composite(background, image)
     mode = "L" if settings.channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, or of 12 in a TIFF, as mode "L", or as "LA" where a PNG names one value as transparent."""
+    values = np.asarray(image).astype(np.uint16)
+    bits = image.tag_v2[BITSPERSAMPLE][0] if isinstance(image, TiffImageFile) else 16
+    grey = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey

@@ -7,13 +7,21 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision.transforms import v2
 
 from handler.decoding import FORMATS, decode
 from handler.errors import RequestError
 from handler.settings import HandlerSettings, SettingsError
-from tests.images import BAD, encode, gradient
+from tests.images import (
+    BAD,
+    UPRIGHT_AFTER_A_TURN,
+    encode,
+    gradient,
+    png,
+    premultiplied_tiff,
+    tiff_of_12_bits,
+)
 
 GREY = HandlerSettings(channels=1, resize_size=32, crop_size=32)
 COLOUR = HandlerSettings(channels=3, resize_size=32, crop_size=32)
@@ -47,15 +55,61 @@ def test_alpha_is_laid_over_white() -> None:
     assert decode(encode(transparent), COLOUR).min() == 255
 
 
+def test_a_transparent_grey_of_16_bits_is_laid_over_white() -> None:
+    """Its exact value alone is transparent, not its neighbour with the same upper 8 bits."""
+    pixels = np.full((32, 32), 1000, dtype=np.uint16)
+    pixels[:, :16] = 1001
+    decoded = decode(png(pixels, transparent=1000), GREY)[0]
+    assert decoded[:, :16].unique().tolist() == [1001 >> 8]
+    assert decoded[:, 16:].unique().tolist() == [255]
+
+
+def test_grey_multiplied_by_its_alpha_is_laid_over_white() -> None:
+    """As a TIFF may hold it: 50 of at most 100 is half of white, and the rest of the white shines through."""
+    [value] = decode(premultiplied_tiff(grey=50, alpha=100), GREY).unique().tolist()
+    assert value == pytest.approx(50 + 255 - 100, abs=1)
+
+
+def test_grey_of_12_bits_is_scaled() -> None:
+    """By the number of bits that the TIFF names; four more bits change no pixel."""
+    grey = gradient(mode="L")
+    with_more_bits = tiff_of_12_bits(np.asarray(grey).astype(np.uint16) * 16 + 7)
+    assert torch.equal(decode(with_more_bits, GREY), decode(encode(grey), GREY))
+
+
+@pytest.mark.parametrize("kind", ["interlaced", "16 bits"])
+def test_a_png_of_another_kind_gives_the_same_pixels(kind: str) -> None:
+    """Seven passes instead of one, 16 bits of colour instead of 8: the picture is the same."""
+    pixels = np.asarray(gradient())
+    other = png(pixels, interlaced=True) if kind == "interlaced" else png(pixels.astype(np.uint16) * 257)
+    assert torch.equal(decode(other, COLOUR), decode(encode(gradient()), COLOUR))
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [(Image, "open"), (ImageFile.ImageFile, "load"), (Image.Image, "getexif")],
+    ids=["header", "pixels", "orientation"],
+)
+def test_too_little_memory_is_not_the_images_fault(owner: object, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it runs out, it is not told as damage, nor left unsaid."""
+    good = encode(gradient())
+
+    def run_out(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(owner, step, run_out)
+    with pytest.raises(MemoryError):
+        decode(good, COLOUR)
+
+
 def test_exif_orientation_is_applied() -> None:
     """A photograph taken with the phone held upright stands upright."""
     square = HandlerSettings(channels=3, resize_size=16, crop_size=16)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 270° to view
     picture = gradient(64, 64)
     rotated = picture.transpose(Image.Transpose.ROTATE_90)
     upright = decode(encode(picture, quality=95, image_format="JPEG"), square).float()
-    assert (decode(encode(rotated, "JPEG", exif=exif, quality=95), square).float() - upright).abs().mean() < 3
+    turned = decode(encode(rotated, "JPEG", exif=UPRIGHT_AFTER_A_TURN, quality=95), square).float()
+    assert (turned - upright).abs().mean() < 3
     assert (decode(encode(rotated, "JPEG", quality=95), square).float() - upright).abs().mean() > 20
 
 

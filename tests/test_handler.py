@@ -15,7 +15,7 @@ from handler.decoding import decode
 from handler.golden import GoldenMismatch
 from handler.image_classifier import ImageClassifier
 from handler.rows import Row
-from handler.settings import SettingsError
+from handler.settings import HandlerSettings, SettingsError
 from tests.images import BAD
 from tests.worker import ask, load
 
@@ -231,6 +231,22 @@ def test_a_mistake_of_ours_is_one_rows_500(
 
     monkeypatch.setattr(Row, "_read", stumble)
     (answer, failed), statuses = ask(classifier, run, [digit, b"odd"])
+    assert (failed["type"], statuses) == ("InternalError", [200, 500])
+    assert len(answer) == 5
+
+
+def test_too_little_memory_for_a_row_is_its_500(
+    classifier: ImageClassifier, run: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that there is no memory for is not the client's mistake, and the neighbour is answered."""
+
+    def run_out(data: bytes, settings: HandlerSettings) -> torch.Tensor:
+        if data == b"large":
+            raise MemoryError
+        return decode(data, settings)
+
+    monkeypatch.setattr("handler.rows.decode", run_out)
+    (answer, failed), statuses = ask(classifier, run, [digit, b"large"])
     assert (failed["type"], statuses) == ("InternalError", [200, 500])
     assert len(answer) == 5
 
