@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from ts.torch_handler.base_handler import BaseHandler
 
-from handler import early_answers, explanation, golden, runtime, variants
+from handler import early_answers, explanation, fields, golden, runtime, variants
 from handler.decoding import FORMATS, decode
 from handler.errors import InternalError, RequestError
 from handler.identity import Identity
@@ -30,6 +30,7 @@ from handler.settings import HandlerSettings
 logger = logging.getLogger(__name__)
 
 runtime.keep_freed_memory()
+fields.mend()
 
 
 class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no types
@@ -98,7 +99,7 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
     def preprocess(self, data: list[dict[str, Any]], context: Any) -> list[Row]:
         """Decode every image of every row; a refused image is part of its row."""
         headers = [context.get_all_request_header(index) for index in range(len(data))]
-        return list(self.map(lambda fields, header: Row.read(fields, header, self.settings), data, headers))
+        return list(self.map(lambda sent, header: Row.read(sent, header, self.settings), data, headers))
 
     def inference(self, data: list[torch.Tensor]) -> torch.Tensor:
         """N tensors uint8[C,H,W] → float32[N,K] probabilities on the CPU; N may be 0."""

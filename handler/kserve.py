@@ -18,8 +18,14 @@ from handler.identity import Identity
 from handler.settings import HandlerSettings
 
 
+# The first is KServe's for bytes, the others are what TorchServe's image_classifier reads.
+_KEYS = ("b64", "data", "body")
+
+
 def v1_images(document: Mapping[str, Any]) -> list[bytes | RequestError]:
-    """The encoded images of `{"instances": [{"b64": "..."}, ...]}`; plain base64 strings are taken too.
+    """The encoded images of `{"instances": [{"b64": "..."}, ...]}`.
+
+    `data` and `body` are taken as well as `b64`, and plain base64 strings.
 
     Raises:
         InvalidRequest: there is no list of instances. One bad instance is an error in its own place.
@@ -27,7 +33,7 @@ def v1_images(document: Mapping[str, Any]) -> list[bytes | RequestError]:
     instances = document["instances"]
     if not isinstance(instances, list) or not instances:
         raise InvalidRequest('"instances" must be a list of at least one {"b64": "..."}')
-    return [_from_base64(instance.get("b64") if isinstance(instance, dict) else instance) for instance in instances]
+    return [_from_base64(_encoded(instance)) for instance in instances]
 
 
 def v2_images(document: Mapping[str, Any], settings: HandlerSettings) -> Sequence[bytes | torch.Tensor | RequestError]:
@@ -72,6 +78,13 @@ def v2_response(answers: Sequence[Mapping[str, float]], identity: Identity, requ
         ],
     }
     return {"id": request_id, **response} if request_id is not None else response
+
+
+def _encoded(instance: Any) -> Any:
+    """What should be base64."""
+    if not isinstance(instance, dict):
+        return instance
+    return next((instance[key] for key in _KEYS if key in instance), None)
 
 
 def _from_base64(value: Any) -> bytes | RequestError:

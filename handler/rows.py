@@ -3,12 +3,13 @@
 | request | answer |
 |---|---|
 | an encoded image, raw or as the one file of a form | `{label: probability}`, the best first |
-| a form with several files | a list of these, with an error object in the place of a refused image |
-| KServe v1: `{"instances": [{"b64": "..."}]}` | `{"predictions": [...]}`, the same list |
+| a form with several files, of different names or one | a list of these, with an error object in the place of a refused image |
+| KServe v1: `{"instances": [{"b64": "..."}]}`, or `data` or `body` for `b64` | `{"predictions": [...]}`, the same list |
 | Open Inference v2: `{"inputs": [{"datatype": "BYTES" or "UINT8", ...}]}` | `{"outputs": [label, probability]}` |
 | any of these with one image, under `/explanations` | `handler.explanation` as JSON, or a PNG for `Accept: image/png` |
 
-What each row asks for follows from its own headers alone.
+Beside a file or a raw body, a form's text and a URL's parameters are no images (`handler.fields`); `top_k` is heard.
+What each row asks for follows from its own headers and fields alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from handler.settings import HandlerSettings
 
 logger = logging.getLogger(__name__)
 
-# TorchServe does not pass a query string on to the worker.
+# TorchServe makes fields of a query string for /invocations and /models/NAME/invoke, and drops it for /predictions.
 TOP_K_HEADER = "x-top-k"
 TOP_K_FIELD = "top_k"
 # TorchServe ends a worker whose answer is longer than max_response_size, by default 6,553,500 bytes.

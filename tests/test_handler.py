@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from ts.service import Service
 
 from handler.decoding import decode
 from handler.golden import GoldenMismatch
 from handler.image_classifier import ImageClassifier
 from handler.rows import Row
 from handler.settings import HandlerSettings, SettingsError
+from tests.conftest import MODEL
 from tests.images import BAD
 from tests.worker import ask, load
 
@@ -113,6 +115,44 @@ def test_each_request_may_ask_for_its_own_top_k(classifier: ImageClassifier, run
     assert "'none'" in refused["message"]
 
 
+def parameter(name: str, value: bytes, content_type: str = "") -> dict[str, Any]:
+    """A field as TorchServe's frontend sends it to a worker; text of a form and of a URL has no content type."""
+    return {"name": name, "contentType": content_type, "value": bytearray(value)}
+
+
+def retrieved(*parameters: dict[str, Any]) -> dict[str, Any]:
+    """What the handler gets of a request with these fields."""
+    request = {"requestId": b"1", "headers": [], "parameters": list(parameters)}
+    _, [fields], _ = Service.retrieve_data_for_inference([request])
+    assert isinstance(fields, dict)
+    return fields
+
+
+def test_files_of_one_name_all_arrive() -> None:
+    """In their order, also where a client has taken the name that one of them is given."""
+    names = ["image", "image 2", "image", "image", "image 2", "image 2 4"]
+    files = [parameter(name, b"%d" % place, "image/png") for place, name in enumerate(names)]
+    assert list(retrieved(*files).values()) == [b"0", b"1", b"2", b"3", b"4", b"5"]
+
+
+def test_what_is_no_file_is_no_image(digit: bytes) -> None:
+    """Text beside a file, parameters of a URL beside a raw body; without either, as over gRPC, all that was sent."""
+    text, file = parameter("note", b"hi"), parameter("data", digit, "image/png")
+    assert retrieved(file, text) == retrieved(text, file) == retrieved(file) == {"data": digit}
+    for content_type in ("", "image/png"):
+        raw = parameter("body", digit, content_type)
+        assert retrieved(parameter("model_name", MODEL.encode()), raw) == {"body": digit}
+    assert retrieved(parameter("first", digit), text) == {"first": digit, "note": b"hi"}
+    assert retrieved(text) == {"note": b"hi"}
+
+
+def test_the_field_top_k_is_heard_beside_files(digit: bytes) -> None:
+    """It is no file; where it comes twice, the last counts."""
+    file, *top_k = parameter("data", digit, "image/png"), parameter("top_k", b"2"), parameter("top_k", b"3")
+    assert retrieved(*top_k, file) == {"data": digit, "top_k": b"3"}
+    assert retrieved(parameter("data", digit), top_k[0]) == {"data": digit, "top_k": b"2"}
+
+
 def test_too_many_images_in_a_request_are_that_rows_400(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
     """Whatever the protocol, nobody waits for thousands of images of one client."""
     form = {str(index): digit for index in range(65)}
@@ -140,14 +180,25 @@ def b64(data: bytes) -> str:
 def test_kserve_v1_in_a_batch(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
     """Predictions in order, errors in their own places, whatever else is in the batch."""
     [alone], _ = ask(classifier, run, [digit])
-    request = {"instances": [{"b64": b64(digit)}, {"b64": "?"}, b64(digit), {"b64": b64(b"no image")}, 7]}
+    request = {"instances": [{"b64": b64(digit)}, {"b64": "?"}, b64(digit), {"b64": b64(b"no image")}, 7, {}]}
     (first, v1), statuses = ask(classifier, run, [digit, {"body": request}])
     assert statuses == [200, 200]
     assert first == pytest.approx(alone, abs=1e-6)
     predictions = v1["predictions"]
     assert predictions[0] == pytest.approx(alone, abs=1e-6)
     assert predictions[2] == predictions[0]
-    assert [predictions[i]["code"] for i in (1, 3, 4)] == [400, 415, 400]
+    assert [predictions[i]["code"] for i in (1, 3, 4, 5)] == [400, 415, 400, 400]
+
+
+@pytest.mark.parametrize("key", ["data", "body"])
+def test_kserve_v1_as_torchserves_own_handler_takes_it(
+    classifier: ImageClassifier, run: Path, digit: bytes, key: str
+) -> None:
+    """A client written for TorchServe's image_classifier is answered as one that says `b64`."""
+    both = [{"body": {"instances": [{name: b64(digit)}]}} for name in ("b64", key)]
+    (usual, other), statuses = ask(classifier, run, both)
+    assert statuses == [200, 200]
+    assert other == usual
 
 
 def test_open_inference_v2_takes_bytes_and_pixels(classifier: ImageClassifier, run: Path, digit: bytes) -> None:

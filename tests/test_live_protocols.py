@@ -36,6 +36,43 @@ def test_kserve_v1(torchserve: RunningServer, session: requests.Session, client:
     assert bad["code"] == 415
 
 
+@pytest.mark.parametrize("key", ["data", "body"])
+def test_kserve_v1_as_torchserves_own_handler_takes_it(
+    torchserve: RunningServer, session: requests.Session, client: TorchServe, digit: bytes, key: str
+) -> None:
+    """Instances with the keys of TorchServe's image_classifier."""
+    url = f"{torchserve.inference_url}/v1/models/{MODEL}:predict"
+    answer = session.post(url, json={"instances": [{key: b64(digit)}]}, timeout=30)
+    assert answer.status_code == 200
+    assert answer.json()["predictions"] == [pytest.approx(client.predict(MODEL, digit), abs=1e-5)]
+
+
+def test_files_of_one_name_are_all_answered(
+    torchserve: RunningServer, session: requests.Session, client: TorchServe, digit: bytes
+) -> None:
+    """Three files under one name are a list of three, in their order; text and `top_k` beside them are no images."""
+    url = f"{torchserve.inference_url}/predictions/{MODEL}"
+    files = [("files", ("a.png", digit)), ("files", ("b.png", b"no image")), ("files", ("c.png", digit, "image/png"))]
+    answer = session.post(url, files=files, data={"note": "hi", "top_k": "3"}, timeout=30)
+    assert answer.status_code == 200
+    first, second, third = answer.json()
+    assert first == third
+    assert first == pytest.approx(dict(list(client.predict(MODEL, digit).items())[:3]), abs=1e-5)
+    assert second["code"] == 415
+
+
+@pytest.mark.parametrize("path", ["/invocations?model_name={}&top_k=3", "/models/{}/invoke?top_k=3&note=hi"])
+@pytest.mark.parametrize("kind", ["raw", "form"])
+def test_what_is_no_file_is_no_image(
+    torchserve: RunningServer, session: requests.Session, client: TorchServe, digit: bytes, path: str, kind: str
+) -> None:
+    """A URL's parameters and a form's text beside one image: the answer is about that image alone."""
+    body: dict[str, Any] = {"data": digit} if kind == "raw" else {"files": {"data": digit}, "data": {"note": "hi"}}
+    answer = session.post(torchserve.inference_url + path.format(MODEL), timeout=30, **body)
+    assert answer.status_code == 200
+    assert answer.json() == pytest.approx(dict(list(client.predict(MODEL, digit).items())[:3]), abs=1e-5)
+
+
 def test_open_inference_v2(
     torchserve: RunningServer, session: requests.Session, client: TorchServe, digit: bytes
 ) -> None:
