@@ -25,7 +25,7 @@ from handler.errors import InternalError, RequestError
 from handler.identity import Identity
 from handler.metrics import Metrics
 from handler.rows import Answer, Row
-from handler.settings import HandlerSettings
+from handler.settings import TORCHSERVES_TIMEOUT_S, HandlerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         """
         config = context.model_yaml_config
         self.settings = HandlerSettings.parse(config.get("handler"), "model-config.yaml, section handler")
+        given = config.get("responseTimeout")  # TorchServe drops a value of another type in silence
+        self.settings.check_time(given if isinstance(given, int) else TORCHSERVES_TIMEOUT_S, "model-config.yaml")
         on_gpu = context.system_properties.get("gpu_id") is not None
         decoders = runtime.share_cores(config.get("maxWorkers") or (torch.cuda.device_count() if on_gpu else None))
         super().initialize(context)
@@ -82,11 +84,12 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         bodies = self.postprocess(rows, answers, context)
         self.metrics.batch(rows, probabilities, started, decoded, forwarded)
         to_explain = [index for index, row in enumerate(rows) if row.wants == "explanation"]
+        time_s = self.settings.explanation_time_s / max(1, len(to_explain))
         if 0 < len(to_explain) < len(rows):
             early_answers.send(bodies, to_explain, context)
         for index in to_explain:
             try:
-                bodies[index] = self.explain_row(rows[index], answers[index][0])
+                bodies[index] = self.explain_row(rows[index], answers[index][0], time_s)
             except Exception:  # the other rows may have their answers, and TorchServe would send them an error as well
                 logger.exception("A row could not be explained")
                 failure = InternalError("the explanation failed: see the worker's log")
@@ -149,11 +152,14 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
             return b""
         return row.body(answers, self.identity)
 
-    def explain_row(self, row: Row, answer: Answer) -> bytes:
-        """What spoke for the best class of the row's one image, by the fp32 model; as JSON or PNG."""
+    def explain_row(self, row: Row, answer: Answer, time_s: float) -> bytes:
+        """What spoke for the best class of the row's one image, by the fp32 model; as JSON or PNG.
+
+        Args:
+            time_s: about how long it may take.
+        """
         [pixels] = row.tensors
         target = self.class_names.index(next(iter(answer)))
-        time_s = self.settings.explanation_time_s
         explained = explanation.explain(self.model.logits, pixels.to(self.device), target, time_s)
         if row.as_png:
             return explained.png(pixels)

@@ -3,8 +3,8 @@
 | request | answer |
 |---|---|
 | an encoded image, raw or as the one file of a form | `{label: probability}`, the best first |
-| a form with several files, of different names or one | a list of these, with an error object in the place of a refused image |
-| KServe v1: `{"instances": [{"b64": "..."}]}`, or `data` or `body` for `b64` | `{"predictions": [...]}`, the same list |
+| a form with several files | a list of these, with an error object in the place of a refused image |
+| KServe v1: `{"instances": [{"b64": "..."}]}` | `{"predictions": [...]}`, the same list |
 | Open Inference v2: `{"inputs": [{"datatype": "BYTES" or "UINT8", ...}]}` | `{"outputs": [label, probability]}` |
 | any of these with one image, under `/explanations` | `handler.explanation` as JSON, or a PNG for `Accept: image/png` |
 

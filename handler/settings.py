@@ -11,6 +11,10 @@ from PIL import ImageColor
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
+TORCHSERVES_TIMEOUT_S = 120
+"""What TorchServe waits for a batch where `model-config.yaml` has no `responseTimeout`."""
+
+
 class SettingsError(ValueError):
     """The settings cannot be used; the message lists every key that is wrong."""
 
@@ -41,7 +45,8 @@ class HandlerSettings(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "onnxruntime", "onnxruntime-int8", "openvino"] = "auto"
     """Which variant of the model is served; `auto` takes the fastest on the machine that passes the golden check."""
     explanation_time_s: float = Field(default=2.0, gt=0)
-    """About how long a worker may spend on explaining one image; less time means fewer steps."""
+    """About how long a worker may spend on the explanations of one batch, which share it; less time means fewer steps.
+    It must be shorter than the response timeout, after which TorchServe ends the worker."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> HandlerSettings:
@@ -54,6 +59,16 @@ class HandlerSettings(BaseModel):
     def _background_is_a_colour(cls, background: str) -> str:
         ImageColor.getrgb(background)
         return background
+
+    def check_time(self, response_timeout_s: float, source: str) -> None:
+        """Raises:
+        SettingsError: TorchServe would end the worker before its explanations are due.
+        """
+        if not self.explanation_time_s < response_timeout_s:
+            raise SettingsError(
+                f"{source}: explanation_time_s {self.explanation_time_s:g} does not fit into the response timeout of "
+                f"{response_timeout_s:g} s"
+            )
 
     @classmethod
     def parse(cls, section: Any, source: str) -> HandlerSettings:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import socket
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +22,9 @@ from ts.context import RequestProcessor
 from client.torchserve import TorchServe
 from handler import explanation
 from handler.image_classifier import ImageClassifier
+from handler.settings import SettingsError
 from server.launch import RunningServer
+from tests.broken import replaced
 from tests.conftest import MODEL
 from tests.test_live_protocols import b64
 from tests.worker import ask, load, make_context
@@ -52,6 +57,29 @@ def test_less_time_means_fewer_steps(classifier: ImageClassifier, run: Path) -> 
     pixels = classifier.decode([sorted((run / "golden").glob("*.png"))[0].read_bytes()])[0]
     assert explanation.explain(classifier.model.logits, pixels, 0, time_s=1e-9).steps == 4
     assert explanation.explain(classifier.model.logits, pixels, 0, time_s=60).steps == 32
+
+
+def test_the_rows_of_a_batch_share_the_time(
+    classifier: ImageClassifier, run: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that moves 1/16 s a step: two seconds are 28 steps for one row, 12 for each of two, and 4 for 32."""
+    assert classifier.settings.explanation_time_s == 2
+    ticks = count()
+    monkeypatch.setattr(explanation, "time", SimpleNamespace(perf_counter=lambda: 0.25 * next(ticks)))
+    for rows, steps in ((1, 28), (2, 12), (32, 4)):
+        answers, statuses = ask(classifier, run, [digit] * rows, dict.fromkeys(range(rows), EXPLAIN))
+        assert statuses == [200] * rows
+        assert [answer["steps"] for answer in answers] == [steps] * rows
+
+
+def test_time_beyond_the_response_timeout_refuses_to_load(run: Path, tmp_path: Path) -> None:
+    """A worker would be ended while it explains; a second below the timeout it loads."""
+    copied = Path(shutil.copytree(run, tmp_path / "copied"))
+    replaced(copied, "model-config.yaml", "responseTimeout: 120", "responseTimeout: 2")
+    with pytest.raises(SettingsError, match="explanation_time_s 2 does not fit into the response timeout of 2 s"):
+        load(copied)
+    replaced(copied, "model-config.yaml", "responseTimeout: 2", "responseTimeout: 3")
+    load(copied)
 
 
 def test_a_black_image_has_nothing_to_explain(classifier: ImageClassifier) -> None:

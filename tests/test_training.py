@@ -249,6 +249,7 @@ def test_shipped_recipes_are_valid_and_documented(name: str) -> None:
         ("training.epoch=3", "training.epoch: extra inputs are not permitted, found 3"),
         ("data.dataset=mnisst", "data.dataset: input should be 'digits', 'mnist'"),
         ("model.mean=[0.1, 0.2]", "model.mean must have one value for each of 1 channels"),
+        ("input.explanation_time_s=120", "explanation_time_s 120 does not fit into the response timeout of 120 s"),
         ("epochs", "expected section.key=value"),
         ("training.epochs.more=3", "expected section.key=value"),
     ],

@@ -161,6 +161,7 @@ class Recipe(_Section):
         needs_validation = self.training.keep == "best" or self.training.early_stopping_patience > 0
         if needs_validation and self.data.val_fraction == 0:
             raise ValueError("training.keep: best and early stopping need data.val_fraction above 0")
+        self.input.check_time(self.serving.response_timeout_s, "input and serving")
         return self
 
     def dump(self) -> str:
