@@ -69,6 +69,7 @@ def build(
         raise ArchiveError(f"the model store {model_store} is not a directory: create it, or give --model-store DIR")
     with tempfile.TemporaryDirectory(prefix="archive-") as temporary:
         content, packed = assemble(run, Path(temporary), name, version), Path(temporary, f"{name}.mar")
+        write_json(content / GATE_FILE, gate.UNJUDGED)
         pack(content, packed)
         health = _prove(packed)
         checks = gate.judge(run, packed.stat().st_size / 1e6, health.p99_ms)

@@ -88,7 +88,7 @@ def _verify(file: BinaryIO, *, signed: bool) -> Verified:
         members=len(entries),
         size_bytes=file.seek(0, 2),
         signed=signed,
-        forced=GATE_FILE in entries and _document(file, entries[GATE_FILE]).get("forced") is not False,
+        forced=_document(file, entries[GATE_FILE]).get("forced") is not False,
     )
 
 

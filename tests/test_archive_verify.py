@@ -237,6 +237,14 @@ def list_in_digests(content: Path, name: str, data: bytes) -> None:
     (content / "digests.json").write_text(json.dumps(document))
 
 
+def forget(content: Path, name: str) -> None:
+    """Take a member away, and its digest with it."""
+    (content / name).unlink()
+    document = json.loads((content / "digests.json").read_text())
+    del document["members"][name]
+    (content / "digests.json").write_text(json.dumps(document))
+
+
 def set_in_manifest(content: Path, key: str, value: str) -> None:
     manifest = json.loads((content / "MAR-INF" / "MANIFEST.json").read_text())
     manifest["model"][key] = value
@@ -252,6 +260,7 @@ FORGERIES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda content: next((content / "golden").glob("*.png")).unlink(), r"lacks golden/.*which digests\.json lists",
     ),
     "missing member": (lambda content: (content / "recipe.yaml").unlink(), r"lacks recipe\.yaml"),
+    "forced without a verdict": (lambda content: forget(content, "gate.json"), r"lacks gate\.json"),
     "unknown member": (lambda content: list_in_digests(content, "setup.py", b""), r"holds setup\.py, which no archive"),
     "no digests": (lambda content: (content / "digests.json").write_text("[]"), "no JSON object"),
     "nested digests": (lambda content: (content / "digests.json").write_text("[" * 100_000), "no JSON object"),
