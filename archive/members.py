@@ -15,7 +15,9 @@ GOLDEN = "golden"
 # What the worker needs beside model and configuration, and what says where the model comes from.
 EXTRA_FILES = ("index_to_name.json", METRICS_FILE, PROVENANCE_FILE, RECIPE_FILE, GOLDEN)
 # Bundled where the run folder has them.
-OPTIONAL_FILES = ("model.int8.pt", "model.onnx", "model.int8.onnx", "quantisation.json", "reference.json")
+INT8_FILES = ("model.int8.pt", "model.int8.onnx")
+QUANTISATION_FILE = "quantisation.json"
+OPTIONAL_FILES = (*INT8_FILES, "model.onnx", QUANTISATION_FILE, "reference.json")
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 SBOM_FILE = "sbom.cdx.json"

@@ -68,6 +68,8 @@ def test_optional_files_are_bundled_where_there_are_any(run: Path, tmp_path: Pat
     """What else training wrote for the worker travels as well, and is part of the digests."""
     richer = Path(shutil.copytree(run, tmp_path / "run"))
     shutil.copy2(richer / "model.pt", richer / "model.int8.pt")
+    told = {"kept": True, "attempts": [{"acc1": 0.99, "worst_class": 0.97, "ece": 0.01}]}
+    (richer / "quantisation.json").write_text(json.dumps({"forms": {"model.int8.pt": told}}))
     built = build(richer, "richer", "1.0", tmp_path)
     with zipfile.ZipFile(built.path) as archive:
         assert "model.int8.pt" in json.loads(archive.read("digests.json"))["members"]

@@ -84,6 +84,52 @@ def test_what_cannot_be_compared_does_not_pass(own_run: Path) -> None:
         gate.judge(own_run, 1, 1)
 
 
+def write_int8(run: Path, form: str = "model.int8.pt", kept: bool = True, **measured: float) -> None:
+    """An int8 file, and what was measured of it: at last these figures, and before them others that were refused."""
+    shutil.copy2(run / "model.pt", run / form)
+    refused, last = {"acc1": 0.1, "worst_class": 0.0, "ece": 0.9}, {"acc1": 0.99, "worst_class": 0.9, "ece": 0.01}
+    told = {"kept": kept, "attempts": [refused, {**last, **measured}]}
+    (run / "quantisation.json").write_text(json.dumps({"forms": {form: told}}))
+
+
+@pytest.mark.parametrize("form", ["model.int8.pt", "model.int8.onnx"])
+@pytest.mark.parametrize(("name", "measured"), [("acc1", 0.98), ("worst_class", 0.5), ("ece", 0.04)])
+def test_int8_is_held_to_the_floors_of_today(own_run: Path, form: str, name: str, measured: float) -> None:
+    """A form that met the floors of its day and not those of the recipe as it is now fails by its name."""
+    write_int8(own_run, form, **{name: measured})
+    set_floors(own_run, acc1=0.5, worst_class=0.4, ece=0.5)
+    assert all(check.passed for check in gate.judge(own_run, 1, 1))
+    set_floors(own_run, acc1=0.985, worst_class=0.6, ece=0.03)
+    checks = gate.judge(own_run, 1, 1)
+    assert [check.label for check in checks if check.form and not check.passed] == [f"{form}: {name}"]
+
+
+def test_int8_below_a_floor_is_not_shipped(own_run: Path, tmp_path: Path) -> None:
+    """The refusal names the form; forced, the archive tells of it."""
+    write_int8(own_run, worst_class=0.1)
+    with pytest.raises(BelowFloor, match=r"allows: model\.int8\.pt: worst_class 10\.00%, floor 85\.00%\."):
+        build(own_run, MODEL, "1.0", tmp_path)
+    assert not list(tmp_path.glob("*.mar"))
+    built = build(own_run, MODEL, "1.0", tmp_path, force=True)
+    with zipfile.ZipFile(built.path) as archive:
+        floors = json.loads(archive.read("gate.json"))["floors"]
+    assert {"name": "model.int8.pt: worst_class", "bound": 0.85, "passed": False} in floors
+
+
+def test_int8_that_nobody_measured_is_refused(own_run: Path) -> None:
+    """Without a report, with one of another form, or with one that says that it was not kept."""
+    complaint = r"quantisation\.json does not tell how accurate model\.int8\.pt is .*or remove model\.int8\.pt"
+    write_int8(own_run, kept=False)
+    with pytest.raises(IncompleteRun, match=complaint):
+        gate.judge(own_run, 1, 1)
+    (own_run / "quantisation.json").write_text('{"forms": {"model.int8.onnx": {}}}')
+    with pytest.raises(IncompleteRun, match=complaint):
+        gate.judge(own_run, 1, 1)
+    (own_run / "quantisation.json").unlink()
+    with pytest.raises(IncompleteRun, match=complaint):
+        gate.judge(own_run, 1, 1)
+
+
 def test_a_floor_that_makes_no_sense_is_refused_in_the_recipe() -> None:
     """Before anything is trained."""
     with pytest.raises(RecipeError, match=r"floors\.acc1: .*less than or equal to 1, found 97"):
