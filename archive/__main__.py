@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from archive import doctor, gate, homes, score
-from archive.build import build
+from archive.build import build, check
 from archive.doctor import ROWS, TIMEOUT_S, Health, Report
 from archive.errors import ArchiveError, BelowFloor, CannotLoad
 from archive.verify import Verified, verify
@@ -68,11 +68,19 @@ def build_command(
         bool, typer.Option("--force", help="Ship what is below a floor of its recipe; the archive will tell.")
     ] = False,
     private_key: Annotated[Path | None, typer.Option(help="Sign the archive with this key.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check what is asked, print the run folder, and build nothing.")
+    ] = False,
 ) -> None:
     """Bundle a run folder, prove that a worker serves it, and put it into MODEL_STORE/NAME.mar."""
+    name = name or run.resolve().name
+    if dry_run:
+        check(run, name, version, model_store)
+        print(run)
+        return
     try:
         with console.status("packing, and loading it as a worker would"):
-            built = build(run, name or run.resolve().name, version, model_store, force=force, private_key=private_key)
+            built = build(run, name, version, model_store, force=force, private_key=private_key)
     except BelowFloor as refusal:
         console.print(gate.table(refusal.checks))
         raise

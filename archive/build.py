@@ -62,11 +62,7 @@ def build(
     Raises:
         ArchiveError: nothing was changed in the model store.
     """
-    check_name(name, version)
-    check_complete(run)
-    gate.read_floors(run)
-    if not model_store.is_dir():
-        raise ArchiveError(f"the model store {model_store} is not a directory: create it, or give --model-store DIR")
+    check(run, name, version, model_store)
     with tempfile.TemporaryDirectory(prefix="archive-") as temporary:
         content, packed = assemble(run, Path(temporary), name, version), Path(temporary, f"{name}.mar")
         write_json(content / GATE_FILE, gate.UNJUDGED)
@@ -84,6 +80,19 @@ def build(
         verified = verify(packed)
         path = store.put(packed, verified, model_store, private_key)
     return Built(path, verified, health, checks)
+
+
+def check(run: Path, name: str, version: str, model_store: Path) -> None:
+    """Find what would stop a build before it takes time.
+
+    Raises:
+        ArchiveError: naming what is wrong.
+    """
+    check_name(name, version)
+    check_complete(run)
+    gate.read_floors(run)
+    if not model_store.is_dir():
+        raise ArchiveError(f"the model store {model_store} is not a directory: create it, or give --model-store DIR")
 
 
 def check_name(name: str, version: str) -> None:

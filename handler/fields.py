@@ -1,8 +1,8 @@
 """Mends what TorchServe makes of a request with several fields, before it does.
 
 Its worker puts the fields of a request into a dict: of equal names, as `curl -F image=@a -F image=@b` sends them, the
-last would stay alone. And it hands over text of a form and what stands behind the `?` of a URL as it does files, but
-for the content type: the frontend gives one to every file, and none to anything else.
+last would stay alone. And text of a form and what stands behind the `?` of a URL come as files do, but for the content
+type: the frontend gives every file one, and these none.
 """
 
 from __future__ import annotations

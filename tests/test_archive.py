@@ -201,6 +201,20 @@ def test_two_builds_at_once_take_turns(own_store: Path) -> None:
     os.close(descriptor)
 
 
+def test_a_dry_run_checks_and_builds_nothing(run: Path, tmp_path: Path) -> None:
+    """It prints the run folder, or what would stop the build."""
+    command = [
+        sys.executable, "-m", "archive", "build", "--dry-run", "--version", "2.0", str(run),
+        "--model-store", str(tmp_path),
+    ]  # fmt: skip
+    good = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert good.stdout == f"{run}\n"
+    bad = subprocess.run([*command, "--name", "a/b"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert bad.stderr.startswith("error: model name 'a/b'")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_reports_in_one_line(tmp_path: Path) -> None:
     """Errors go to stderr without a traceback."""
     finished = subprocess.run(

@@ -26,10 +26,10 @@ from tests.conftest import ROOT
 from tests.test_recipes import data_folder
 from train import int8, models, speed
 from train.datasets import LabelledImages
-from train.errors import QuantisationError, RunFolderError
+from train.errors import NotQuantisable, QuantisationError, RunFolderError
 from train.export import ServedClassifier
 from train.models import Classifier
-from train.quantise import REPORT_FILE, quantise
+from train.quantise import REPORT_FILE, quantise, tables
 from train.recipe import ModelSection
 from train.traceable import traceable
 
@@ -181,6 +181,24 @@ def test_what_is_no_onnx_is_refused(copied: Path) -> None:
     assert not (copied / REPORT_FILE).exists()
 
 
+def test_a_form_that_cannot_be_had_holds_up_no_other(
+    copied: Path, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not kept, for that reason, also by a file of an earlier call; the other is judged as ever."""
+
+    def refuse(*_: object) -> None:
+        raise NotQuantisable("the network cannot be traced")
+
+    (copied / INT8_FILE).write_bytes(b"earlier")
+    monkeypatch.setattr("train.quantise.TorchScriptInt8", refuse)
+    report = quantise(copied, onnx=onnx_file, min_speedup=0, max_loss_points=1, console=QUIET)
+    assert not report["forms"][INT8_FILE]["kept"]
+    assert report["forms"][INT8_FILE]["reasons"] == ["the network cannot be traced"]
+    assert report["forms"][INT8_ONNX_FILE]["kept"]
+    assert not (copied / INT8_FILE).exists()
+    assert all(table.row_count for table in tables(report))
+
+
 def test_what_is_not_faster_is_refused(copied: Path) -> None:
     """A speed that no int8 reaches keeps the run fp32, with the ratio measured."""
     report = torchscript(quantise(copied, min_speedup=1000, console=QUIET))
@@ -327,7 +345,7 @@ class _Standardised(nn.Conv2d):
 )
 def test_a_network_that_cannot_be_quantised_says_why(network: nn.Module, complaint: str) -> None:
     """Refused before anything is measured."""
-    with pytest.raises(QuantisationError, match=complaint):
+    with pytest.raises(NotQuantisable, match=complaint):
         int8.calibrate(Classifier(network, [0.5] * 3, [0.5] * 3).eval(), random_images(4, 16))
 
 

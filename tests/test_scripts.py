@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -61,6 +62,84 @@ def test_an_up_to_date_environment_is_left_alone(bare: Path, tmp_path: Path) -> 
     for arguments in ([], ["--dev"]):
         finished = subprocess.run([bare / "setup.sh", *arguments], capture_output=True, text=True, check=False)
         assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+
+@pytest.fixture
+def noted(bare: Path, tmp_path: Path) -> Path:
+    """A clone whose Python notes what it is asked to run in `calls`, and fails as the file `fails` says."""
+    binaries = tmp_path / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    shutil.copy2(tmp_path / "requirements-dev.lock", tmp_path / ".venv" / "installed.lock")
+    python = binaries / "python"
+    python.write_text(
+        '#!/bin/bash\necho "$*" >>calls\n'
+        'while read -r code words; do [[ $* == *$words* ]] && echo "error: $words" >&2 && exit "$code"; done <fails\n'
+        '[[ $* == *--dry-run ]] && echo runs/NAME\nexit 0\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "fails").touch()
+    return bare / "archive.sh"
+
+
+def archived(script: Path, *arguments: str) -> tuple[int, list[str], str]:
+    """Exit code, the modules and arguments that were run, without the temporary folder, and stderr."""
+    finished = subprocess.run([script, *arguments], capture_output=True, text=True, check=False)
+    calls = (script.parent.parent / "calls").read_text().splitlines()
+    calls = [re.sub(r"/\S*tmp\.\w+", "TMP", call) for call in calls if call.startswith("-m ")]
+    return finished.returncode, [call.removeprefix("-m ") for call in calls], finished.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("runs/NAME", "--quantise", "--version", "2.0"),
+        ("--quantise", "runs/NAME", "--version", "2.0"),
+        ("--quantise", "auto", "runs/NAME", "--version", "2.0"),
+        ("runs/NAME", "--version", "2.0", "--quantise", "auto"),
+        ("runs/NAME", "--quantise=auto", "--version", "2.0"),
+    ],
+)
+def test_quantise_may_stand_anywhere(noted: Path, arguments: tuple[str, ...]) -> None:
+    """Bare or with `auto`: the arguments are checked, int8 is made in both forms, and the archive is built."""
+    code, calls, stderr = archived(noted, *arguments)
+    assert (code, stderr) == (0, "")
+    assert calls == [
+        "archive build runs/NAME --version 2.0 --dry-run",
+        "archive export runs/NAME TMP --to onnx",
+        "train.quantise runs/NAME --onnx TMP/model.onnx",
+        "archive build runs/NAME --version 2.0",
+    ]
+
+
+def test_without_quantise_the_archive_is_built_at_once(noted: Path) -> None:
+    """The control: one call, with the arguments as they are."""
+    assert archived(noted, "runs/NAME", "--name", "auto") == (0, ["archive build runs/NAME --name auto"], "")
+
+
+def test_what_is_asked_is_checked_before_int8_is_made(noted: Path, tmp_path: Path) -> None:
+    """A version that cannot be is found in a second, not after minutes."""
+    (tmp_path / "fails").write_text("1 --dry-run\n")
+    code, calls, stderr = archived(noted, "runs/NAME", "--quantise", "--version", "two")
+    assert (code, stderr) == (1, "error: --dry-run\n")
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("fails", "code", "last", "said"),
+    [
+        ("1 archive export", 0, "archive build runs/NAME", "going on without int8 as ONNX"),
+        ("3 train.quantise", 0, "archive build runs/NAME", "error: train.quantise"),
+        ("1 train.quantise", 1, "train.quantise runs/NAME --onnx TMP/model.onnx", "error: train.quantise"),
+    ],
+)
+def test_a_network_without_int8_is_archived_all_the_same(
+    noted: Path, tmp_path: Path, fails: str, code: int, last: str, said: str
+) -> None:
+    """No ONNX and nothing kept are said and hold up nothing; a run that cannot be read again does."""
+    (tmp_path / "fails").write_text(f"{fails}\n")
+    ended, calls, stderr = archived(noted, "runs/NAME", "--quantise")
+    assert (ended, calls[-1]) == (code, last)
+    assert said in stderr
 
 
 def test_the_lock_files_hold_hashes_and_no_addresses() -> None:

@@ -6,7 +6,8 @@ TrainingError
 ├── ModelError         a network or weights that cannot be had
 ├── RunFolderError     a run folder that is in the way, unfinished or incomplete
 ├── ExportError        the exported model does not answer as the trained one
-└── QuantisationError  a network that cannot be made int8, or a run folder that cannot be quantised
+└── QuantisationError  a run folder that cannot be quantised
+    └── NotQuantisable a network that cannot be made int8
 """
 
 
@@ -35,6 +36,10 @@ class ExportError(TrainingError):
 
 
 class QuantisationError(TrainingError):
+    pass
+
+
+class NotQuantisable(QuantisationError):
     pass
 
 

@@ -22,7 +22,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from handler import variants
 from handler.variants import Predict, without_torchscript_warning
-from train.errors import QuantisationError, reason
+from train.errors import NotQuantisable, reason
 from train.export import ServedClassifier
 from train.models import Classifier
 from train.traceable import restore_bounds, traceable
@@ -52,10 +52,10 @@ def engine() -> Iterator[None]:
     PyTorch's warnings that quantised tensors are deprecated are not shown in it.
 
     Raises:
-        QuantisationError: this PyTorch has no such engine.
+        NotQuantisable: this PyTorch has no such engine.
     """
     if ENGINE not in torch.backends.quantized.supported_engines:
-        raise QuantisationError(f"this PyTorch has no int8 engine {ENGINE}: quantise on an x86 processor")
+        raise NotQuantisable(f"this PyTorch has no int8 engine {ENGINE}: quantise on an x86 processor")
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = ENGINE
     try:
@@ -74,7 +74,7 @@ def calibrate(classifier: Classifier, images: torch.Tensor, watch: Watch = iter)
         watch: passes the batches on, and may show how far it has got.
 
     Raises:
-        QuantisationError: the network cannot be quantised.
+        NotQuantisable: the network cannot be quantised.
     """
 
     def inputs(batch: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ class TorchScriptInt8:
         watch: passes the batches on, and may show how far it has got.
 
     Raises:
-        QuantisationError: the network cannot be quantised.
+        NotQuantisable: the network cannot be quantised.
     """
 
     file_name, variant = variants.INT8_FILE, "int8"
@@ -108,7 +108,7 @@ class TorchScriptInt8:
         """Write the int8 classifier to `file`; the layers that are named stay fp32.
 
         Raises:
-            QuantisationError: TorchScript cannot hold it.
+            NotQuantisable: TorchScript cannot hold it.
         """
         served = ServedClassifier(self._convert(fp32_layers), self._served.temperature, self._served.average_mirror)
         write(served.eval(), self._example, file)
@@ -143,7 +143,7 @@ def write(served: ServedClassifier, example: torch.Tensor, path: Path) -> None:
         example: uint8[N,C,H,W], N ≥ 2.
 
     Raises:
-        QuantisationError: TorchScript cannot hold it.
+        NotQuantisable: TorchScript cannot hold it.
     """
     with warnings.catch_warnings(), without_torchscript_warning(), torch.no_grad(), engine():
         # The scale of an addition becomes a constant, which it is.
@@ -152,7 +152,7 @@ def write(served: ServedClassifier, example: torch.Tensor, path: Path) -> None:
             traced = torch.jit.trace(served.classifier, example[:2].float())
             torch.jit.script(ServedClassifier(traced, served.temperature, served.average_mirror).eval()).save(str(path))
         except Exception as error:  # tracing runs the network's own code
-            raise QuantisationError(f"the int8 network cannot be written as TorchScript: {reason(error)}") from error
+            raise NotQuantisable(f"the int8 network cannot be written as TorchScript: {reason(error)}") from error
 
 
 def _fx_graph_mode(graph: fx.GraphModule, example: torch.Tensor, inputs: Iterable[torch.Tensor]) -> Calibrated:
@@ -181,9 +181,9 @@ def _fx_graph_mode(graph: fx.GraphModule, example: torch.Tensor, inputs: Iterabl
             followers = _followers(prepared)
             convert(())
         except Exception as error:  # FX fails in many ways on what it does not know
-            raise QuantisationError(f"FX cannot quantise the network: {reason(error)}") from error
+            raise NotQuantisable(f"FX cannot quantise the network: {reason(error)}") from error
     if not followers:
-        raise QuantisationError("the network has no convolution or linear layer to quantise")
+        raise NotQuantisable("the network has no convolution or linear layer to quantise")
     return Calibrated(list(followers), convert)
 
 

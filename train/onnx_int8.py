@@ -18,7 +18,7 @@ import torch
 
 from handler import variants
 from handler.variants import Predict
-from train.errors import QuantisationError, reason
+from train.errors import NotQuantisable, QuantisationError, reason
 
 PACKAGES = ("onnx", "onnxruntime")
 _QUANTISED = ("Conv", "Gemm", "MatMul")
@@ -35,7 +35,8 @@ class OnnxInt8:
         watch: passes the batches on, and may show how far it has got.
 
     Raises:
-        QuantisationError: a package is missing, the file cannot be read, or there is nothing in it to quantise.
+        QuantisationError: a package is missing, or the file cannot be read.
+        NotQuantisable: there is nothing in it to quantise.
     """
 
     file_name, variant = variants.INT8_ONNX_FILE, "onnxruntime-int8"
@@ -52,7 +53,7 @@ class OnnxInt8:
             raise QuantisationError(f"{path} is no ONNX file: {reason(error)}") from None
         self.layers: Sequence[str] = [node.name for node in graph.node if node.op_type in _QUANTISED]
         if not self.layers:
-            raise QuantisationError(f"{path} has no convolution or linear layer to quantise")
+            raise NotQuantisable(f"{path} has no convolution or linear layer to quantise")
         self._path, self._input_name = path, graph.input[0].name
         self._calibration, self._watch = calibration, watch
 
@@ -60,7 +61,7 @@ class OnnxInt8:
         """Write the int8 model to `file`; the layers that are named, and what only moves their numbers, stay fp32.
 
         Raises:
-            QuantisationError: ONNX Runtime cannot quantise it.
+            NotQuantisable: ONNX Runtime cannot quantise it.
         """
         self._quantise(fp32_layers, file, self._watch(self._calibration.split(_BATCH_SIZE)))
 
@@ -97,7 +98,7 @@ class OnnxInt8:
                     extra_options={"CalibMovingAverage": True},
                 )
         except Exception as error:  # whatever ONNX Runtime raises for a graph that it does not know
-            raise QuantisationError(f"ONNX Runtime cannot quantise {self._path}: {reason(error)}") from error
+            raise NotQuantisable(f"ONNX Runtime cannot quantise {self._path}: {reason(error)}") from error
 
 
 class _Reader:

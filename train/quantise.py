@@ -15,7 +15,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,14 +32,14 @@ from handler import golden, runtime
 from handler.decoding import decode
 from handler.variants import INT8_FILE, INT8_ONNX_FILE, loaders
 from train import int8_search, run_folder, speed
-from train.errors import TrainingError
+from train.errors import NotQuantisable, TrainingError
 from train.int8 import TorchScriptInt8
 from train.int8_search import Form, Trained, Watch
 from train.onnx_int8 import OnnxInt8
 
 REPORT_FILE = "quantisation.json"
 NOT_KEPT = 3
-"""Exit code where int8 was measured and not kept."""
+"""Exit code where int8 was measured and not kept, or cannot be had of this network."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -58,7 +58,8 @@ def quantise(
 ) -> dict[str, Any]:
     """Write an int8 file of each form that passes into the run folder `run`, and `quantisation.json` in any case.
 
-    A file of an earlier call that does not pass any more is removed.
+    A file of an earlier call that does not pass any more is removed. A form that cannot be had of this network is not
+    kept, for that reason, and holds up no other.
 
     Args:
         onnx: the fp32 model as ONNX, to be quantised as well.
@@ -72,7 +73,7 @@ def quantise(
         What `quantisation.json` holds; `forms` tells for each file what was measured and whether it was kept.
 
     Raises:
-        TrainingError: the run cannot be read again, or its network cannot be quantised.
+        TrainingError: the run or the ONNX file cannot be read again.
     """
     runtime.keep_freed_memory()
     started, watch = time.monotonic(), partial(_watch, console)
@@ -82,18 +83,18 @@ def quantise(
     if calibration is None:
         calibration = _calibration_images(trained, calibration_images, watch)
     calibrating = partial(watch, description="calibrating")
-    forms: list[Form] = [TorchScriptInt8(trained.served, calibration, calibrating)]
+    makers: dict[str, Callable[[], Form]] = {
+        INT8_FILE: partial(TorchScriptInt8, trained.served, calibration, calibrating)
+    }
     if onnx is not None:
-        forms.append(OnnxInt8(onnx, calibration, calibrating))
-    files = {form.file_name: run / f".{form.file_name}.partial" for form in forms}
+        makers[INT8_ONNX_FILE] = partial(OnnxInt8, onnx, calibration, calibrating)
+    files = {name: run / f".{name}.partial" for name in makers}
     try:
         report = {
             "fp32": {**trained.measure(trained.probabilities), "size_bytes": (run / "model.pt").stat().st_size},
             "forms": {
-                form.file_name: _judge(
-                    trained, form, files[form.file_name], max_loss_points, min_speedup, time_limit_s, watch
-                )
-                for form in forms
+                name: _judge(trained, make, files[name], max_loss_points, min_speedup, time_limit_s, watch)
+                for name, make in makers.items()
             },
             "bounds": {"max_loss_points": max_loss_points, "min_speedup": min_speedup},
             "images": {"calibration": len(calibration), "held_out": len(trained.data.test)},
@@ -112,14 +113,18 @@ def quantise(
 
 def _judge(
     trained: Trained,
-    form: Form,
+    make: Callable[[], Form],
     file: Path,
     max_loss_points: float,
     min_speedup: float,
     time_limit_s: float,
     watch: Watch,
 ) -> dict[str, Any]:
-    attempts = int8_search.search(trained, form, file, max_loss_points, time_limit_s, watch)
+    try:
+        form = make()
+        attempts = int8_search.search(trained, form, file, max_loss_points, time_limit_s, watch)
+    except NotQuantisable as error:
+        return {"kept": False, "reasons": [str(error)], "layers": 0, "attempts": [], "speed": []}
     speeds = _measure_speed(trained, form, file)
     reasons = attempts[-1].failed + _too_slow(speeds[-1], min_speedup)
     return {

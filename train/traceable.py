@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import fx, nn
 
-from train.errors import QuantisationError, reason
+from train.errors import NotQuantisable, reason
 
 BOUND = "bound"
 """A ReLU with this attribute stands for the ReLU6 that the attribute holds."""
@@ -26,7 +26,7 @@ def traceable(network: nn.Module, inputs: torch.Tensor) -> fx.GraphModule:
         inputs: float32[N,C,H,W], as the network will get them; H and W become constants.
 
     Raises:
-        QuantisationError: the network cannot be traced, or the copy answers otherwise.
+        NotQuantisable: the network cannot be traced, or the copy answers otherwise.
     """
     plain = copy.deepcopy(network).eval()
     with torch.inference_mode():
@@ -35,11 +35,11 @@ def traceable(network: nn.Module, inputs: torch.Tensor) -> fx.GraphModule:
     try:
         traced = fx.symbolic_trace(plain)
     except Exception as error:  # tracing runs the network's own code
-        raise QuantisationError(f"the network cannot be traced: {reason(error)}") from None
+        raise NotQuantisable(f"the network cannot be traced: {reason(error)}") from None
     with torch.inference_mode():
         difference = float((traced(inputs) - expected).abs().max())
     if not difference <= TOLERANCE:
-        raise QuantisationError(
+        raise NotQuantisable(
             f"the traced network differs from the trained one by {difference:.1e}, allowed {TOLERANCE:.0e}: it has "
             "layers of a kind that cannot be written as plain ones"
         )
