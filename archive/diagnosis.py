@@ -139,6 +139,12 @@ _RULES = (
         "export the model on the CPU with nothing tied to a device, and serve by config.cpu.properties without a GPU",
     ),
     _Rule(
+        "NoGpu", "",
+        "no GPU was used: PyTorch finds none, and the worker serves on the CPU",
+        "look at nvidia-smi, CUDA_VISIBLE_DEVICES and whether this PyTorch was built for CUDA; without --gpu it is the "
+        "CPU that is examined",
+    ),
+    _Rule(
         "RuntimeError", r"PytorchStreamReader|constants\.pkl|file in archive is not in a subdirectory",
         "model.pt is no TorchScript that can be read",
         f"put the run's own model.pt back: {_REBUILD}",

@@ -72,7 +72,7 @@ def examine(
     """Verify an archive, load it in a process of its own, and let it answer `rows` rows, one at a time.
 
     Args:
-        gpu: number of the GPU that the worker gets; None serves on the CPU.
+        gpu: number of the GPU that the worker gets, and must use; None serves on the CPU.
         memory_limit_mb: most address space for the worker, in MiB.
     """
     try:

@@ -25,6 +25,10 @@ class PredictionFailed(Exception):
     """A golden image was not answered with status 200."""
 
 
+class NoGpu(Exception):
+    """The worker was given a GPU and serves without it, as TorchServe's do where PyTorch finds none."""
+
+
 class LastException(logging.Handler):
     """Keeps what TorchServe logs and answers with 503."""
 
@@ -55,7 +59,11 @@ def main() -> None:
 
 
 def live(order: dict[str, Any], model_dir: Path) -> dict[str, Any]:
-    """Load as TorchServe's worker does, then answer golden images, one in each batch."""
+    """Load as TorchServe's worker does, then answer golden images, one in each batch.
+
+    Raises:
+        NoGpu: a GPU was asked for, and these would be the times of a CPU.
+    """
     started = time.perf_counter()
     import ts
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
@@ -69,6 +77,8 @@ def live(order: dict[str, Any], model_dir: Path) -> dict[str, Any]:
     )
     service.set_cl_socket(None)
     load_s = time.perf_counter() - started
+    if order["gpu"] is not None and service._entry_point.__self__.device.type == "cpu":
+        raise NoGpu(f"GPU {order['gpu']} was asked for")
     images = [(model_dir / "golden" / name).read_bytes() for name in golden(model_dir)["probabilities"]]
     swallowed = LastException()
     logging.getLogger("ts.service").addHandler(swallowed)

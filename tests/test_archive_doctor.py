@@ -196,6 +196,20 @@ def test_a_healthy_archive_is_timed(model_store: Path, monkeypatch: pytest.Monke
     assert report.as_dict()["loads"] is True
 
 
+def test_a_gpu_that_is_not_there_is_told(model_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchServe's worker would go on on the CPU; the times of that are not the ones that were asked for."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    report = doctor.examine(model_store / NAME, gpu=0)
+    assert report.health is None
+    assert report.diagnosis is not None
+    assert report.diagnosis.cause.startswith("no GPU was used: "), report.log[-2000:]
+    assert "nvidia-smi" in report.diagnosis.fix
+    command = [sys.executable, "-m", "archive", "doctor", str(model_store / NAME), "--gpu", "0", "--json"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (finished.returncode, json.loads(finished.stdout)["loads"]) == (1, False)
+    assert "no GPU was used" in finished.stderr
+
+
 def test_too_little_memory_is_told(model_store: Path) -> None:
     """Under a limit that Python fits in and PyTorch does not."""
     report = doctor.examine(model_store / NAME, memory_limit_mb=400)
