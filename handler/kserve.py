@@ -17,7 +17,6 @@ from handler.errors import InvalidRequest, RequestError
 from handler.identity import Identity
 from handler.settings import HandlerSettings
 
-
 # The first is KServe's for bytes, the others are what TorchServe's image_classifier reads.
 _KEYS = ("b64", "data", "body")
 

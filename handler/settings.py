@@ -10,7 +10,6 @@ from typing import Any, Literal
 from PIL import ImageColor
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-
 TORCHSERVES_TIMEOUT_S = 120
 """What TorchServe waits for a batch where `model-config.yaml` has no `responseTimeout`."""
 

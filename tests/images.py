@@ -51,9 +51,7 @@ def png(pixels: np.ndarray, *, interlaced: bool = False, transparent: int | None
     passes = [samples[y::dy, x::dx] for x, y, dx, dy in (_ADAM7 if interlaced else ((0, 0, 1, 1),))]
     rows = b"".join(b"\0" + row.tobytes() for part in passes if part.size for row in part)
     height, width = pixels.shape[:2]
-    header = struct.pack(
-        ">IIBBBBB", width, height, 8 * pixels.itemsize, 2 if pixels.ndim == 3 else 0, 0, 0, interlaced
-    )
+    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, 2 if pixels.ndim == 3 else 0, 0, 0, interlaced)
     named = b"" if transparent is None else png_chunk(b"tRNS", struct.pack(">H", transparent))
     data = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + named + data

@@ -74,7 +74,7 @@ def noted(bare: Path, tmp_path: Path) -> Path:
     python.write_text(
         '#!/bin/bash\necho "$*" >>calls\n'
         'while read -r code words; do [[ $* == *$words* ]] && echo "error: $words" >&2 && exit "$code"; done <fails\n'
-        '[[ $* == *--dry-run ]] && echo runs/NAME\nexit 0\n'
+        "[[ $* == *--dry-run ]] && echo runs/NAME\nexit 0\n"
     )
     python.chmod(0o755)
     (tmp_path / "fails").touch()
