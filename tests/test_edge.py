@@ -376,7 +376,7 @@ def test_a_server_with_some_of_its_workers_is_a_last_resort(
     entry = edge_servers.ServerEntry(name="a", url="http://127.0.0.1:9", key_file=Path("key_file.json"))
     states = ["READY"] * ready + ["UNLOADING"] * (2 - ready)
     description = {"minWorkers": 2, "workers": [{"status": status} for status in states]}
-    monkeypatch.setattr(TorchServe, "describe", lambda self, model: description)
+    monkeypatch.setattr(TorchServe, "describe", lambda self, model, **_: description)
     assert Server(entry, tmp_path, {MODEL: []}).look() == Look(state, reason)
 
 

@@ -265,7 +265,7 @@ def test_users_see_nothing_of_a_killed_rollout(
     share = [*options(run, "10m"), "--canary", "33%", "--edge", canary]
     with Users(edge, digit) as users:
         with subprocess.Popen(command_line(rolling, "rollout", MODEL, archive, *share), cwd=ROOT) as first:
-            wait_for(lambda: new in canary.read_text(), "the share", 120)
+            wait_for(lambda: new in users.next(20), "the share", 120)
             first.kill()
         assert set(users.next(100)) == {old, new}
         aborted = command(rolling, "rollout", MODEL, "--abort", "--edge", canary)
