@@ -26,7 +26,7 @@ from handler import golden
 from handler.decoding import decode, fit
 from handler.image_classifier import ImageClassifier
 from handler.settings import HandlerSettings
-from handler.variants import loaders
+from handler.variants import loaders, without_torchscript_warning
 from train import models, recipe
 from train.export import load_torchscript
 from train.recipe import ModelSection
@@ -38,8 +38,9 @@ IMAGENET_INPUT = HandlerSettings(channels=3, resize_size=256, crop_size=224, int
 
 
 @app.callback()
-def main() -> None:
+def main(context: typer.Context) -> None:
     """Measure the handler without a server."""
+    context.with_resource(without_torchscript_warning())
     torch.set_num_threads(1)
 
 
