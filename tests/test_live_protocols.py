@@ -124,6 +124,28 @@ def test_an_image_under_any_content_type(
     assert answer.json() == pytest.approx(client.predict(MODEL, digit), abs=1e-5)
 
 
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_an_image_by_any_method(
+    torchserve: RunningServer, session: requests.Session, client: TorchServe, digit: bytes, method: str
+) -> None:
+    """TorchServe predicts whatever the method; so the handler answers as it does a POST."""
+    answer = session.request(method, f"{torchserve.inference_url}/predictions/{MODEL}", data=digit, timeout=30)
+    assert answer.status_code == 200
+    assert answer.json() == pytest.approx(client.predict(MODEL, digit), abs=1e-5)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
+def test_a_request_without_an_image_says_so(
+    torchserve: RunningServer, session: requests.Session, digit: bytes, headers: dict[str, str]
+) -> None:
+    """No body; or one that is called a form, as by `curl --data-binary`, of which TorchServe passes on nothing."""
+    body = digit if headers else b""
+    url = f"{torchserve.inference_url}/predictions/{MODEL}"
+    answer = session.request("POST" if headers else "GET", url, data=body, headers=headers, timeout=30)
+    assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest")
+    assert "holds no image" in answer.json()["message"]
+
+
 @pytest.mark.parametrize("body", [b'{"instances": [', b"null", b'"text"', b"{}", b"[]", b"[1e999]", b"\xff"])
 def test_broken_json_is_the_clients_mistake(torchserve: RunningServer, session: requests.Session, body: bytes) -> None:
     """What claims to be JSON and is no request that is known gets a 400 that says so."""
