@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from ts.torch_handler.base_handler import BaseHandler
 
-from handler import early_answers, explanation, fields, golden, runtime, variants
+from handler import early_answers, explanation, fields, golden, protocol, runtime, variants
 from handler.decoding import FORMATS, decode
 from handler.errors import InternalError, RequestError
 from handler.identity import Identity
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 runtime.keep_freed_memory()
 fields.mend()
+protocol.read_in_large_pieces()
 
 
 class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no types
