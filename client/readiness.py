@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout  # the builtin one only from Python 3.11
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from client.errors import ClientError
+from client.errors import ClientError, NotAsMeasured, NotReady
 from client.golden import GoldenImage
-from client.torchserve import TorchServe
+from client.torchserve import TorchServe, count_declared, count_ready
 
 INTERVAL_S = 2.0
 LIMIT_S = 2.0
@@ -26,15 +26,61 @@ ANSWER_TIMEOUT_S = 1.8
 """Longest wait for one answer within a check."""
 
 
+BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+"""Upper bounds of the histogram of a golden image's answer times; the last one is longer than a look waits."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many a model has, and how many it should have."""
+
+    ready: int
+    declared: int
+
+
 @dataclass(frozen=True)
 class Readiness:
     """The result of one check."""
 
     ready: bool
     reason: str
+    workers: Workers | None = None
+    """None where the server did not say."""
 
     def document(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"ready": self.ready, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class GoldenAnswers:
+    """What became of all golden images so far."""
+
+    right: int = 0
+    wrong: int = 0
+    none: int = 0
+    within: tuple[int, ...] = (0,) * len(BOUNDS_S)
+    """How many were answered, rightly or not, within each of `BOUNDS_S`."""
+    seconds: float = 0.0
+    """Waited for all of them together."""
+
+    @property
+    def asked(self) -> int:
+        return self.right + self.wrong + self.none
+
+    def with_answer(self, seconds: float, right: bool) -> GoldenAnswers:
+        """And one that was answered after so many seconds."""
+        within = tuple(number + (seconds <= bound) for number, bound in zip(self.within, BOUNDS_S, strict=True))
+        return replace(
+            self,
+            right=self.right + right,
+            wrong=self.wrong + (not right),
+            within=within,
+            seconds=self.seconds + seconds,
+        )
+
+    def without_answer(self, seconds: float) -> GoldenAnswers:
+        """And one that was given up after so many seconds."""
+        return replace(self, none=self.none + 1, seconds=self.seconds + seconds)
 
 
 class ModelCheck:
@@ -42,12 +88,17 @@ class ModelCheck:
 
     Args:
         server: one with `timeout_s=ANSWER_TIMEOUT_S` and `retry_s=0`, since a look is to say how things are now.
+        model: NAME or NAME/VERSION.
         golden_images: may be empty, then the workers' states decide.
+
+    Attributes:
+        golden: what became of the golden images, or None where there are none.
     """
 
     def __init__(self, server: TorchServe, model: str, golden_images: Sequence[GoldenImage]) -> None:
+        self.model = model
+        self.golden = GoldenAnswers() if golden_images else None
         self._server = server
-        self._model = model
         self._golden_images = golden_images
         self._turn = count()
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="golden")
@@ -55,29 +106,50 @@ class ModelCheck:
     def __call__(self) -> Readiness:
         # Both at a time: on a GPU TorchServe asks nvidia-smi for each worker before it describes the model.
         answered = self._beside.submit(self._ask_golden)
+        workers = None
         try:
-            ready = self._server.check_workers(self._model)
-            return Readiness(True, f"{ready} workers ready; {answered.result()}")
+            description = self._server.describe(self.model)
+            workers = Workers(count_ready(description), count_declared(description))
+            if workers.ready < workers.declared:
+                raise NotReady(f"{workers.ready} of {workers.declared} workers ready")
+            return Readiness(True, f"{workers.ready} workers ready; {answered.result()}", workers)
         except ClientError as error:
-            return Readiness(False, str(error))
+            return Readiness(False, str(error), workers)
 
     def _ask_golden(self) -> str:
         """Raises:
         ClientError: no answer, or not the measured one.
         """
-        if not self._golden_images:
+        if self.golden is None:
             return "no golden image was asked for"
         image = self._golden_images[next(self._turn) % len(self._golden_images)]
-        image.check(self._server.predict(self._model, image.data))
+        started = time.monotonic()
+        try:
+            answer = self._server.predict(self.model, image.data)
+        except ClientError:
+            self.golden = self.golden.without_answer(time.monotonic() - started)
+            raise
+        seconds = time.monotonic() - started
+        try:
+            image.check(answer)
+        except NotAsMeasured:
+            self.golden = self.golden.with_answer(seconds, right=False)
+            raise
+        self.golden = self.golden.with_answer(seconds, right=True)
         return f"{image.name} answered as measured"
 
 
 class Watch:
-    """A check that is made at most once in `interval_s`, however many threads ask, and waited for `limit_s` at most."""
+    """A check that is made at most once in `interval_s`, however many threads ask, and waited for `limit_s` at most.
+
+    Attributes:
+        ended_at: when the last check came to its end, in Unix time; None before the first.
+    """
 
     def __init__(
         self, check: Callable[[], Readiness], interval_s: float = INTERVAL_S, limit_s: float = LIMIT_S
     ) -> None:
+        self.ended_at: float | None = None
         self._check = check
         self._interval_s, self._limit_s = interval_s, limit_s
         self._lock = threading.Lock()
@@ -98,8 +170,16 @@ class Watch:
         if self._running is not None and not self._running.done():
             return Readiness(False, f"no answer for {time.monotonic() - self._started:.1f} s")
         self._started = time.monotonic()
-        self._running = self._worker.submit(self._check)
+        self._running = self._worker.submit(self._checked)
         try:
             return self._running.result(self._limit_s)
         except FutureTimeout:
             return Readiness(False, f"no answer within {self._limit_s:g} s")
+
+    def _checked(self) -> Readiness:
+        try:
+            return self._check()
+        except Exception as error:  # whoever asks for readiness is told of a server that answers nonsense as well
+            return Readiness(False, f"the server is not what it should be ({type(error).__name__}: {error})")
+        finally:
+            self.ended_at = time.time()

@@ -143,7 +143,7 @@ class TorchServe:
             NotReady: fewer.
         """
         description = self.describe(model, within_s=within_s)
-        declared, ready = max(1, description["minWorkers"]), count_ready(description)
+        declared, ready = count_declared(description), count_ready(description)
         if ready < (declared if at_least is None else at_least):
             raise NotReady(f"{ready} of {declared} workers ready")
         return ready
@@ -283,6 +283,12 @@ class TorchServe:
 def count_ready(description: dict[str, Any]) -> int:
     """How many workers of a model's description have loaded it and take requests."""
     return sum(worker["status"] == "READY" for worker in description["workers"])
+
+
+def count_declared(description: dict[str, Any]) -> int:
+    """How many workers a model should have, at least one: without any it answers nothing."""
+    declared: int = description["minWorkers"]
+    return max(1, declared)
 
 
 def _model_path(model: str, version: str | None = None) -> str:

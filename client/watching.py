@@ -13,7 +13,7 @@ from client.command_line import Model, Timeout, reports_errors, server_of
 from client.errors import ClientError, NotReady
 from client.golden import GoldenImage
 from client.probe import ProbeServer
-from client.readiness import ANSWER_TIMEOUT_S, ModelCheck, Watch
+from client.readiness import ANSWER_TIMEOUT_S, ModelCheck
 
 
 @reports_errors
@@ -28,7 +28,8 @@ def ready(
         float | None, typer.Option(min=0, max=1, help="Largest difference of a probability; default: golden.json's.")
     ] = None,
     http: Annotated[
-        int | None, typer.Option(metavar="PORT", min=0, max=65535, help="Serve /healthz and /readyz there instead.")
+        int | None,
+        typer.Option(metavar="PORT", min=0, max=65535, help="Serve /healthz, /readyz and /metrics there instead."),
     ] = None,
     http_host: Annotated[str, typer.Option(help="Where --http listens.")] = "127.0.0.1",
 ) -> None:
@@ -51,9 +52,8 @@ def ready(
 
 def _serve(context: typer.Context, model: str, images: list[GoldenImage], address: tuple[str, int]) -> None:
     server = server_of(context, timeout_s=ANSWER_TIMEOUT_S, retry_s=0)
-    watch = Watch(ModelCheck(server, model, images))
     try:
-        probe = ProbeServer(address, watch)
+        probe = ProbeServer(address, ModelCheck(server, model, images))
     except OSError as error:
         raise ClientError(
             f"cannot listen on {address[0]}:{address[1]}: {error.strerror}; try another --http PORT"

@@ -34,7 +34,7 @@ from client.errors import (
     WorkerDied,
 )
 from client.probe import ProbeServer
-from client.readiness import ANSWER_TIMEOUT_S, ModelCheck, Watch
+from client.readiness import ANSWER_TIMEOUT_S, ModelCheck
 from client.tokens import Token
 from client.torchserve import TorchServe
 from server import launch, processes
@@ -93,8 +93,8 @@ def command_line(server: RunningServer, *arguments: str | Path) -> list[str]:
 def probe(harmed: TorchServe, own: RunningServer, run: Path) -> Iterator[str]:
     """The address of `ready --http` for the harmed server."""
     server = TorchServe(own.inference_url, own.management_url, own.key_file, timeout_s=ANSWER_TIMEOUT_S, retry_s=0)
-    watch = Watch(ModelCheck(server, MODEL, golden.read(run / "golden")))
-    with ProbeServer(("127.0.0.1", 0), watch) as served:
+    check = ModelCheck(server, MODEL, golden.read(run / "golden"))
+    with ProbeServer(("127.0.0.1", 0), check) as served:
         thread = threading.Thread(target=served.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{served.server_address[1]}"
