@@ -18,9 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 from typer.testing import CliRunner
 
-from client import bulk, golden, metrics
+from client import bulk, exposition, golden, metrics
 from client.__main__ import app
 from client.bulk import Outcome
 from client.errors import (
@@ -36,7 +37,8 @@ from client.errors import (
     WorkerDied,
 )
 from client.inputs import expand
-from client.readiness import Readiness, Watch
+from client.probe import ProbeServer
+from client.readiness import INTERVAL_S, GoldenAnswers, ModelCheck, Readiness, Watch, Workers
 from client.results import Results
 from client.tokens import Tokens
 from client.torchserve import TorchServe
@@ -582,6 +584,80 @@ def test_a_watch_does_not_wait_for_a_check_that_hangs() -> None:
     deadline = time.monotonic() + 10
     while not watch.look().ready:
         assert time.monotonic() < deadline
+
+
+def test_a_server_that_answers_nonsense_is_not_ready() -> None:
+    """Whatever a check stumbles over is a reason, and the next check is made all the same."""
+    outcomes = iter([KeyError("workers"), None])
+
+    def check() -> Readiness:
+        if error := next(outcomes):
+            raise error
+        return Readiness(True, "")
+
+    watch = Watch(check, interval_s=0)
+    assert watch.ended_at is None
+    assert watch.look() == Readiness(False, "the server is not what it should be (KeyError: 'workers')")
+    assert watch.ended_at is not None
+    assert watch.look().ready
+
+
+class CountedCheck(ModelCheck):
+    """Counts how often it is made."""
+
+    made = 0
+
+    def __call__(self) -> Readiness:
+        self.made += 1
+        return super().__call__()
+
+
+@pytest.fixture
+def unreachable(tmp_path: Path) -> Iterator[tuple[str, CountedCheck]]:
+    """The address of a readiness server whose TorchServe is not there, and its check."""
+    check = CountedCheck(TorchServe("http://127.0.0.1:1", key_file=tmp_path / "none"), f"{MODEL}/2.0", [])
+    with ProbeServer(("127.0.0.1", 0), check) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", check
+        server.shutdown()
+        thread.join()
+
+
+def test_readiness_and_its_metrics_are_one_look(unreachable: tuple[str, CountedCheck]) -> None:
+    """However often both are asked; what is not known has no figure."""
+    url, check = unreachable
+    started = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda path: requests.get(url + path, timeout=10), ["/readyz", "/metrics"] * 10))
+    assert check.made <= 1 + (time.monotonic() - started) / INTERVAL_S
+    assert {answer.status_code for answer in answers[::2]} == {503}
+    assert set(answers[0].json()) == {"ready", "reason"}
+    assert {answer.headers["Content-Type"] for answer in answers[1::2]} == {exposition.CONTENT_TYPE}
+    figures = {sample.name: sample for sample in metrics.parse(answers[1].text)}
+    assert set(figures) == {"torchserve_model_ready", "torchserve_model_look_timestamp_seconds"}
+    assert figures["torchserve_model_ready"].value == 0
+    assert figures["torchserve_model_ready"].labels == {"model_name": MODEL, "model_version": "2.0"}
+    assert requests.get(f"{url}/metric", timeout=10).status_code == 404
+
+
+def test_golden_answers_are_counted_by_what_became_of_them() -> None:
+    """Right, wrong and none; the buckets are cumulative, and what had no answer is in none but the last."""
+    answers = GoldenAnswers().with_answer(0.03, right=True).with_answer(0.3, right=False).without_answer(1.8)
+    samples = metrics.parse(exposition.text('a "b"', Readiness(True, "", Workers(1, 2)), 2.0, answers))
+    results = {one.labels["result"]: one.value for one in samples if one.name == "torchserve_golden_answers_total"}
+    assert results == {"right": 1, "wrong": 1, "none": 1}
+    buckets = [(one.labels["le"], one.value) for one in samples if one.name.endswith("_bucket")]
+    assert buckets == [
+        ("0.01", 0), ("0.025", 0), ("0.05", 1), ("0.1", 1), ("0.25", 1), ("0.5", 2), ("1.0", 2), ("2.0", 2),
+        ("+Inf", 3),
+    ]  # fmt: skip
+    others = {one.name.removeprefix("torchserve_"): one.value for one in samples if len(one.labels) == 2}
+    assert others == {
+        "model_ready": 1, "model_workers_ready": 1, "model_workers_declared": 2, "model_look_timestamp_seconds": 2,
+        "golden_seconds_sum": pytest.approx(2.13), "golden_seconds_count": 3,
+    }  # fmt: skip
+    assert samples[0].labels["model_name"] == r"a \"b\""
 
 
 @pytest.mark.parametrize("command", [("scale", MODEL, "10000"), ("register", MODEL, "--workers", "10000")])

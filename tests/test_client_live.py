@@ -152,6 +152,28 @@ def test_a_wrong_answer_is_not_ready(own: RunningServer, harmed: TorchServe, run
         golden.read(tmp_path / "none")
 
 
+def test_the_metrics_of_the_probe_are_those_of_its_looks(probe: str, harmed: TorchServe) -> None:
+    """A worker that is well has answered rightly and in time; one that hangs counts as ready, its model does not."""
+
+    def figures() -> dict[str, float]:
+        samples = metrics.parse(requests.get(f"{probe}/metrics", timeout=10).text)
+        results = {one.labels["result"]: one.value for one in samples if "result" in one.labels}
+        return results | {one.name.removeprefix("torchserve_"): one.value for one in samples if len(one.labels) == 2}
+
+    before = figures()
+    assert (before["model_ready"], before["right"], before["wrong"], before["none"]) == (1, 1, 0, 0)
+    assert (before["model_workers_ready"], before["model_workers_declared"]) == (1, 1)
+    assert 0 < before["golden_seconds_sum"] < ANSWER_TIMEOUT_S
+    assert abs(time.time() - before["model_look_timestamp_seconds"]) < SHOWS_WITHIN_S
+    [worker] = workers(harmed)
+    worker.suspend()
+    wait_for(lambda: figures()["none"] >= 1, "a golden image without an answer", 2 * SHOWS_WITHIN_S)
+    during = figures()
+    assert (during["model_ready"], during["model_workers_ready"], during["wrong"]) == (0, 1, 0)
+    worker.resume()
+    wait_for(lambda: figures()["model_ready"] == 1, "ready again", 20)
+
+
 def test_the_probe_is_a_command(own: RunningServer, harmed: TorchServe) -> None:
     """`ready --http 0` prints where it listens, and answers there without a token."""
     with subprocess.Popen(

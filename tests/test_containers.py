@@ -16,11 +16,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from archive.sign import keygen, sign, write
+from client.__main__ import app
 from client.edge import servers as edge_servers
 from deploy.docker.requirements import requirements
 from server import properties
@@ -83,12 +85,12 @@ def compose(*files: Path, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def test_compose_takes_its_files() -> None:
-    """On the CPU, and with the GPU's additions, which change the image of both services."""
+    """On the CPU, and with the GPU's additions, which change the image of every service of ours."""
     alone = compose(DOCKER / "compose.yaml", **SECRETS)
     assert alone.returncode == 0, alone.stderr
     both = compose(DOCKER / "compose.yaml", DOCKER / "compose.gpu.yaml", **SECRETS)
     assert both.returncode == 0, both.stderr
-    assert both.stdout.count("image: classifier:gpu") == 2
+    assert both.stdout.count("image: classifier:gpu") == 3
     assert "classifier:cpu" not in both.stdout
 
 
@@ -121,13 +123,29 @@ def test_the_edge_knows_the_server_of_compose() -> None:
     """servers.yaml is one that the edge takes; its key file and its archive lie in volumes that both have."""
     config = edge_servers.read(DOCKER / "servers.yaml")
     [server] = config.servers
-    for name in ("server", "edge"):
+    for name in ("server", "edge", "readiness"):
         places = [volume.split(":")[1] for volume in COMPOSE["services"][name]["volumes"] if volume.startswith("run:")]
         assert places == [str(server.key_file.parent)]
     assert f'"--run-dir", "{server.key_file.parent}"' in DOCKERFILE
     assert config.models == {MODEL: Path(f"/app/model_store/{MODEL}.mar")}
-    for name in ("server", "edge"):
+    for name in ("server", "edge", "readiness"):
         assert "../../model_store:/app/model_store:ro" in COMPOSE["services"][name]["volumes"]
+
+
+def test_prometheus_finds_the_readiness_server_of_compose() -> None:
+    """Its command is understood, and listens where Prometheus asks; it has the edge's golden images and tolerance."""
+    arguments = COMPOSE["services"]["readiness"]["command"]
+    assert arguments[:4] == ["python", "-m", "client", "ready"]
+    command = typer.main.get_command(app).commands["ready"]  # type: ignore[attr-defined]
+    options = command.make_context("ready", arguments[4:]).params
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    [target] = (job for job in prometheus["scrape_configs"] if job["job_name"] == "readiness")
+    assert target["static_configs"][0]["targets"] == [f"{options['http_host']}:{options['http']}"]
+    config = edge_servers.read(DOCKER / "servers.yaml")
+    assert config.models == {options["model"]: options["golden_folder"]}
+    assert config.tolerance == options["tolerance"]
+    with pytest.raises(Exception, match="--htp"):
+        command.make_context("ready", [*arguments[4:], "--htp=8090"])
 
 
 def locked(text: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import typer
 import yaml
 
+from client import __main__ as client_command
 from client.edge import servers as edge_servers
 from server import __main__ as server_command
 from server import drain
@@ -66,7 +68,7 @@ def pod(manifests: list[Manifest]) -> Manifest:
     own = ("model", "minReplicas", "maxReplicas")
     spec = {key: value for key, value in predictor["predictor"].items() if key not in own}
     return {
-        "metadata": {"name": "classifier", "annotations": runtime["annotations"]},
+        "metadata": {"name": "classifier", "labels": runtime["labels"]},
         "spec": {**spec, "containers": runtime["containers"], "volumes": runtime["volumes"]},
     }
 
@@ -179,6 +181,7 @@ def test_a_pod_may_drain(name: str) -> None:
     pauses = {
         container["name"]: int(container["lifecycle"]["preStop"]["exec"]["command"][-1])
         for container in pod(manifests)["spec"]["containers"]
+        if container["name"] != "readiness"  # nobody waits for its answers
     }
     edge, server = pauses.pop("edge"), *pauses.values()
     assert server > edge
@@ -248,16 +251,99 @@ def test_ports_are_those_that_are_listened_on(name: str) -> None:
     listed = [port for container in pod(manifests)["spec"]["containers"] for port in container.get("ports", [])]
     assert int(port) in {one["containerPort"] for one in listed}
     assert "http://0.0.0.0:8082|' config/" in (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
-    assert yaml.safe_dump(manifests).count("prometheus.io/port: '8082'") == 1
+    assert {one["name"]: one["containerPort"] for one in listed}["metrics"] == 8082
     for manifest in manifests:
         used = re.findall(r"(?:port|targetPort): ([a-z]\w+)", yaml.safe_dump(manifest))
         assert set(used) <= {one["name"] for one in listed}
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_the_readiness_server_looks_at_what_the_edge_looks_at(name: str) -> None:
+    """Its command is understood, its port is the one that it listens on, and model, golden images, key file fit."""
+    manifests = build(name)
+    [readiness] = (one for one in pod(manifests)["spec"]["containers"] if one["name"] == "readiness")
+    assert readiness["args"][:4] == ["python", "-m", "client", "ready"]
+    command = typer.main.get_command(client_command.app).commands["ready"]  # type: ignore[attr-defined]
+    options = command.make_context("ready", readiness["args"][4:]).params
+    assert (options["http_host"], options["http"]) == ("0.0.0.0", readiness["ports"][0]["containerPort"])
+    config = edge_servers.read(KUBERNETES / ("kserve" if name == "kserve" else "base") / "servers.yaml")
+    assert config.models == {options["model"]: options["golden_folder"]}
+    assert config.tolerance == options["tolerance"]
+    mounted = [Path(mount["mountPath"]) for mount in readiness["volumeMounts"]]
+    for place in (options["golden_folder"], config.servers[0].key_file):
+        assert any(place.is_relative_to(path) for path in mounted)
+    with pytest.raises(Exception, match="--htp"):
+        command.make_context("ready", [*readiness["args"][4:], "--htp=8090"])
+
+
+def discovered(job: str, manifests: list[Manifest], folder: Path) -> list[tuple[str, dict[str, str]]]:
+    """Address and labels that Prometheus gives a pod as one of the job's targets, one for each port that it keeps."""
+    template = pod(manifests)
+    label = {f"__meta_kubernetes_pod_label_{re.sub(r'[./-]', '_', key)}": value
+             for key, value in template["metadata"]["labels"].items()}  # fmt: skip
+    found = [
+        {
+            "targets": [f"10.0.0.1:{port['containerPort']}"],
+            "labels": {
+                **label,
+                "__meta_kubernetes_pod_container_port_name": port["name"],
+                "__meta_kubernetes_pod_name": "classifier-1",
+                "__meta_kubernetes_namespace": "default",
+            },
+        }
+        for container in template["spec"]["containers"]
+        for port in container.get("ports", [])
+    ]
+    config = yaml.safe_load((KUBERNETES / "prometheus.yaml").read_text())
+    for scraped in config["scrape_configs"]:
+        # Debian's Prometheus does not know Kubernetes: it is given what the other would find.
+        assert scraped.pop("kubernetes_sd_configs") == [{"role": "pod"}]
+        scraped["static_configs"] = found
+    path = folder / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config))
+    finished = run(promtool(), "check", "service-discovery", path, job, "--timeout=1s")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    targets = (target["labels"] for target in json.loads(finished.stdout))
+    return [
+        (labels["__address__"], {key: value for key, value in labels.items() if not key.startswith("__")})
+        for labels in targets
+        if labels
+    ]
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_prometheus_finds_the_pods(name: str, tmp_path: Path) -> None:
+    """Metrics and readiness of a pod are one instance of the rules' two jobs; another program's pod is left alone."""
+    manifests = build(name)
+    rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
+    ports = {"torchserve": 8082, "readiness": 8091 if name == "kserve" else 8090}
+    assert set(re.findall(r'job="(\w+)"', rules)) == set(ports)
+    for job, port in ports.items():
+        labels = {"job": job, "instance": "classifier-1", "pod": "classifier-1", "namespace": "default"}
+        assert discovered(job, manifests, tmp_path) == [(f"10.0.0.1:{port}", labels)]
+    pod(manifests)["metadata"]["labels"]["app.kubernetes.io/name"] = "another"
+    assert discovered("torchserve", manifests, tmp_path) == []
+
+
+def test_prometheus_is_let_in() -> None:
+    """To what it asks for, and from its namespace alone."""
+    rules = one(build("overlays/cpu"), "NetworkPolicy")["spec"]["ingress"]
+    opened = {port["port"]: bool(rule.get("from")) for rule in rules for port in rule["ports"]}
+    assert opened == {"https": False, "metrics": True, "readiness": True}
 
 
 def test_the_autoscaler_asks_for_what_the_adapter_offers() -> None:
     """By the same name."""
     [metric] = one(build("overlays/cpu"), "HorizontalPodAutoscaler")["spec"]["metrics"]
     assert [rule["name"]["as"] for rule in ADAPTER] == [metric["pods"]["metric"]["name"]]
+
+
+def promtool() -> str:
+    home = os.environ.get("PROMETHEUS_HOME", "")
+    found = shutil.which("promtool") or shutil.which("promtool", path=f"{home}{os.pathsep}{home}/usr/bin")
+    if found is None:
+        pytest.skip("no promtool: install Debian's package prometheus")
+    return found
 
 
 def queue_test(expected: float) -> Manifest:
@@ -295,11 +381,7 @@ def queue_test(expected: float) -> Manifest:
 
 def test_the_queue_time_is_that_of_a_pod(tmp_path: Path) -> None:
     """The adapter's query gives seconds a request, and 0 for a pod without requests."""
-    home = os.environ.get("PROMETHEUS_HOME", "")
-    promtool = shutil.which("promtool") or shutil.which("promtool", path=f"{home}{os.pathsep}{home}/usr/bin")
-    if promtool is None:
-        pytest.skip("no promtool: install Debian's package prometheus")
     for expected, passes in ((0.4, True), (0.5, False)):
         (tmp_path / "test.yaml").write_text(yaml.safe_dump(queue_test(expected)))
-        finished = run(promtool, "test", "rules", tmp_path / "test.yaml")
+        finished = run(promtool(), "test", "rules", tmp_path / "test.yaml")
         assert (finished.returncode == 0) == passes, finished.stdout + finished.stderr

@@ -1,4 +1,7 @@
-"""What Prometheus is told to watch: alerts proved on made-up series, and every query asked of a real Prometheus."""
+"""What Prometheus is told to watch: alerts proved on made-up series, and every query asked of a real Prometheus.
+
+Live, a server without a single request is harmed, and Prometheus calls; on one that is well it does not.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,31 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 import yaml
 from ts.metrics.metric_type_enum import MetricTypes
 
+from client import exposition
 from client.errors import RequestRefused
+from client.metrics import parse
+from client.readiness import BOUNDS_S, GoldenAnswers, Readiness, Workers
 from handler import metrics
+from server import launch, processes
 from server.launch import RunningServer
-from tests.conftest import MODEL, ROOT, free_ports
+from tests.conftest import CONFIG as SERVER_CONFIG
+from tests.conftest import MODEL, ROOT, free_ports, wait_for
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 CONFIG = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
@@ -34,13 +46,16 @@ DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_tex
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 TARGETS = [(panel["title"], target["expr"], target["legendFormat"]) for panel in PANELS for target in panel["targets"]]
 DOCS = (ROOT / "docs" / "monitoring.md").read_text()
-RUN, CHECK = re.findall(r"^```bash\n(.*?)^```", DOCS, flags=re.MULTILINE | re.DOTALL)
+READY, RUN, CHECK = re.findall(r"^```bash\n(.*?)^```", DOCS, flags=re.MULTILINE | re.DOTALL)
 [ALERTING] = re.findall(r"^```yaml\n(.*?)^```", DOCS, flags=re.MULTILINE | re.DOTALL)
 ALERT_NAMES = [rule["alert"] for rule in ALERTS]
 # A machine without a GPU tells nothing of these.
 MAY_BE_EMPTY = "GPU"
 ENOUGH_FOR_DRIFT = metrics.FEWEST_ANSWERS_FOR_DRIFT + 100
 DEADLINE_S = 120.0
+FIRES_WITHIN_S = 60.0
+OF_READINESS = ("NotReady", "WrongAnswers", "ReadinessUnknown")
+TOLD = exposition.text(MODEL, Readiness(True, "", Workers(1, 1)), 1.5, GoldenAnswers().with_answer(0.1, right=True))
 
 
 def program(name: str) -> Path:
@@ -117,11 +132,16 @@ def test_an_alert_that_is_wrong_fails_its_tests(alert: str, changes: dict[str, s
 @pytest.mark.parametrize(
     ("alert", "old", "new"),
     [
+        ("NotReady", "== 0", ">= 0"),
+        ("WrongAnswers", "> 0", ">= 0"),
+        ("ReadinessUnknown", "== 0 or", "< 0 or"),
+        ("ReadinessUnknown", "unless on (instance)", "and on (instance)"),
         ("NoWorkerLoaded", "== 1", ">= 0"),
         ("NoAnswers", "unless sum by (instance, ModelName) (rate(classifier_requests_total[2m])) > 0", ""),
         ("ManyErrors", "0.05", "0.03"),
         ("LongQueue", "0.25", "0.09"),
         ("SlowBatches", "0.5", "0.4"),
+        ("SlowAnswers", "0.5", "0.4"),
         ("Drift", "0.25", "0.15"),
         ("DiskFull", "90", "89"),
         ("DiskFillsSoon", "6 *", "60 *"),
@@ -154,14 +174,35 @@ def test_every_heading_of_the_runbook_is_an_alert() -> None:
     assert re.findall(r"^### (\w+)$", DOCS, flags=re.MULTILINE) == ALERT_NAMES
 
 
-def test_it_asks_where_torchserve_is_configured_to_answer() -> None:
-    """Target and `metrics_address` are one, and the alerts' job is the scraped one."""
-    [job] = CONFIG["scrape_configs"]
-    [[target]] = (static["targets"] for static in job["static_configs"])
+def test_it_asks_where_they_are_configured_to_answer() -> None:
+    """The targets are `metrics_address` and the page's readiness server, of one instance; the rules know both jobs."""
+    jobs = {job["job_name"]: job["static_configs"] for job in CONFIG["scrape_configs"]}
+    [server], [readiness] = jobs["torchserve"], jobs["readiness"]
+    [target] = server["targets"]
     for name in ("cpu", "gpu"):
         properties = (ROOT / "config" / f"config.{name}.properties").read_text()
         assert f"metrics_address=http://{target}\n" in properties
-    assert set(re.findall(r'job="(\w+)"', str(RULES) + str(DASHBOARD))) == {job["job_name"]}
+    assert readiness["labels"]["instance"] == target
+    [port] = re.findall(r"--http (\d+)", READY)
+    assert readiness["targets"] == [f"127.0.0.1:{port}"]
+    assert set(re.findall(r'job="(\w+)"', str(RULES) + str(DASHBOARD))) == set(jobs)
+
+
+def test_what_readiness_tells_is_prometheus_own_format() -> None:
+    """promtool has nothing to say about it, and does about a counter that is not named as one."""
+    named_wrongly = TOLD.replace("answers_total", "answers")
+    for told, valid in ((TOLD, True), (named_wrongly, False)):
+        finished = subprocess.run(
+            [program("promtool"), "check", "metrics"], input=told, capture_output=True, text=True, check=False
+        )
+        assert (finished.returncode == 0) == valid, finished.stdout + finished.stderr
+
+
+def test_a_limit_is_the_bound_of_a_bucket() -> None:
+    """Between two bounds a quantile is a guess: the alerts compare with a bound."""
+    limits = {rule["alert"]: float(rule["expr"].rpartition("> ")[2]) for rule in ALERTS if "Slow" in rule["alert"]}
+    assert limits["SlowAnswers"] in BOUNDS_S
+    assert limits["SlowBatches"] in (0.25, 0.5, 0.75, 1)
 
 
 def metric_names(query: str) -> set[str]:
@@ -177,6 +218,7 @@ def test_every_metric_that_is_asked_for_is_offered() -> None:
     declared = [config[part][kind] for part in ("ts_metrics", "model_metrics") for kind in config[part]]
     offered = {metric["name"] for metrics_of_kind in declared for metric in metrics_of_kind}
     offered |= {f"{name}_bucket" for name in metrics.DECLARED[MetricTypes.HISTOGRAM]}
+    offered |= {sample.name for sample in parse(TOLD)}
     offered |= {rule["record"] for rule in RECORDED} | {"up", "ALERTS"}
     queries = [rule["expr"] for rule in [*RECORDED, *ALERTS]] + [expression for _, expression, _ in TARGETS]
     asked = {name for query in queries for name in metric_names(query)}
@@ -184,20 +226,70 @@ def test_every_metric_that_is_asked_for_is_offered() -> None:
     assert asked <= offered
 
 
-def test_the_panels_lie_beside_each_other() -> None:
-    """No two share a place or a number, none is wider than the page, and each asks the chosen Prometheus."""
-    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
-    places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
+def faults(dashboard: dict[str, Any]) -> list[str]:
+    """What Grafana would show badly or not at all, as far as the file alone tells."""
+    panels = dashboard["panels"]
+    shown = [panel for panel in panels if panel["type"] != "row"]
     cells = [
-        (x, y) for at in places for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])
+        (x, y)
+        for at in (panel["gridPos"] for panel in panels)
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
     ]
-    assert len(set(cells)) == len(cells)
-    assert max(x for x, _ in cells) < 24
-    for panel in PANELS:
-        assert panel["description"]
-        assert {panel["datasource"]["uid"], *(target["datasource"]["uid"] for target in panel["targets"])} == {
-            "${datasource}"
-        }
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]} | {"__rate_interval"}
+    asking = [target for panel in shown for target in panel["targets"]]
+    others = [one for one in dashboard["templating"]["list"] if one["type"] == "query"]
+    others += dashboard["annotations"]["list"]
+    sources = {str(one["datasource"]) for one in [*shown, *asking, *others]}
+    checks = {
+        "of a format that is not Grafana 9 to 12's": 36 <= dashboard["schemaVersion"] <= 41,
+        "two panels of one number": len({panel["id"] for panel in panels}) == len(panels),
+        "two panels of one title": len({panel["title"] for panel in panels}) == len(panels),
+        "two panels in one place": len(set(cells)) == len(cells),
+        "a panel beyond the page": max(x for x, _ in cells) < 24,
+        "a gap between panels": len(cells) == 24 * (1 + max(y for _, y in cells)),
+        "a panel of another data source": sources == {str({"type": "prometheus", "uid": "${datasource}"})},
+        "a panel without a description": all(panel["description"] for panel in shown),
+        "a panel without a unit": all(
+            panel["fieldConfig"]["defaults"].get("unit") or panel["type"] == "table" for panel in shown
+        ),
+        "two queries of one letter": all(
+            len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) for panel in shown
+        ),
+        "a variable that is not there": set(re.findall(r"\$\{?(\w+)", json.dumps(dashboard))) <= variables,
+    }
+    return [fault for fault, holds in checks.items() if not holds]
+
+
+def test_the_dashboard_has_no_faults() -> None:
+    """Each panel in a place of its own, with a unit, asking the chosen Prometheus by variables that are there."""
+    assert faults(DASHBOARD) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "break_it"),
+    [
+        ("of a format that is not Grafana 9 to 12's", lambda board: board.update(schemaVersion=16)),
+        ("two panels of one number", lambda board: board["panels"][0].update(id=2)),
+        ("two panels of one title", lambda board: board["panels"][0].update(title=board["panels"][1]["title"])),
+        ("two panels in one place", lambda board: board["panels"][1]["gridPos"].update(x=0)),
+        ("a panel beyond the page", lambda board: board["panels"][0]["gridPos"].update(x=23)),
+        ("a gap between panels", lambda board: board["panels"][0]["gridPos"].update(h=3)),
+        ("a panel of another data source", lambda board: board["annotations"]["list"][0]["datasource"].update(uid="a")),
+        ("a panel without a description", lambda board: board["panels"][0].update(description="")),
+        ("a panel without a unit", lambda board: board["panels"][0]["fieldConfig"]["defaults"].pop("unit")),
+        (
+            "two queries of one letter",
+            lambda board: [target.update(refId="A") for target in board["panels"][9]["targets"]],
+        ),
+        ("a variable that is not there", lambda board: board["panels"][0]["targets"][0].update(expr="sum(up{a='$b'})")),
+    ],
+)
+def test_a_faulty_dashboard_is_found(fault: str, break_it: Callable[[dict[str, Any]], object]) -> None:
+    """The check above can fail, in each of its parts."""
+    broken = copy.deepcopy(DASHBOARD)
+    break_it(broken)
+    assert fault in faults(broken)
 
 
 class Prometheus:
@@ -227,16 +319,28 @@ def as_grafana_asks(expression: str) -> str:
     return expression.replace("$__rate_interval", "30s").replace("$instance", ".*").replace("$model", ".*")
 
 
-@pytest.fixture(scope="module")
-def prometheus(torchserve: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """A Prometheus that reads the session's TorchServe every second, started as docs/monitoring.md says."""
+@contextmanager
+def running_prometheus(
+    folder: Path, servers: list[dict[str, Any]], readiness: list[dict[str, Any]], hold: str | None = None
+) -> Iterator[Prometheus]:
+    """A Prometheus started as docs/monitoring.md says, that looks every second, and at readiness every three.
+
+    Args:
+        servers: targets of TorchServes' metrics.
+        readiness: targets of readiness servers; a look may take two seconds.
+        hold: for how long an alert holds before it fires, instead of what it says itself.
+    """
     binary = program("prometheus")
-    folder = tmp_path_factory.mktemp("prometheus")
-    config = copy.deepcopy(CONFIG)
+    config, rules = copy.deepcopy(CONFIG), copy.deepcopy(RULES)
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [torchserve.metrics_url.removeprefix("http://")]}]
+    for job in config["scrape_configs"]:
+        job["static_configs"] = {"torchserve": servers, "readiness": readiness}[job["job_name"]]
+        if job["job_name"] == "readiness":
+            job.update(scrape_interval="3s", scrape_timeout="3s")
+    for rule in rules["groups"][1]["rules"] if hold else ():
+        rule["for"] = hold
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    shutil.copy(PROMETHEUS / "rules.yml", folder)
+    (folder / "rules.yml").write_text(yaml.safe_dump(rules))
     address = f"127.0.0.1:{free_ports()}"
     command = ["bash", "-c", "exec " + RUN.replace("deploy/prometheus", ".").replace("127.0.0.1:9090", address)]
     home = {**environment(binary), "HOME": str(folder)}
@@ -252,17 +356,49 @@ def prometheus(torchserve: RunningServer, tmp_path_factory: pytest.TempPathFacto
             process.wait(timeout=30)
 
 
+@contextmanager
+def readiness_of(server: RunningServer, golden: Path) -> Iterator[str]:
+    """Host and port of a readiness server, started as docs/monitoring.md says but on a free port."""
+    place = ["--url", server.inference_url, "--management-url", server.management_url, "--key-file", server.key_file]
+    command = READY.split()
+    assert command[:3] == ["python", "-m", "client"]
+    command[command.index("--http") + 1] = "0"
+    command[command.index("--golden") + 1] = str(golden)
+    with subprocess.Popen(
+        [sys.executable, "-m", "client", *map(str, place), *command[3:]], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip().removeprefix("http://").removesuffix("/readyz")
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def prometheus(torchserve: RunningServer, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus that reads the session's TorchServe and a readiness server of it."""
+    program("prometheus")
+    target = torchserve.metrics_url.removeprefix("http://")
+    with (
+        readiness_of(torchserve, run / "golden") as readiness,
+        running_prometheus(
+            tmp_path_factory.mktemp("prometheus"),
+            servers=[{"targets": [target]}],
+            readiness=[{"targets": [readiness], "labels": {"instance": target}}],
+        ) as started,
+    ):
+        yield started
+
+
 def _await_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while True:
+    def is_ready() -> bool:
         assert process.poll() is None, log.read_text()
         try:
-            if requests.get(f"http://{address}/-/ready", timeout=5).ok:
-                return
+            return requests.get(f"http://{address}/-/ready", timeout=5).ok
         except requests.ConnectionError:
-            pass
-        assert time.monotonic() < deadline, f"Prometheus is not ready: {log.read_text()}"
-        threading.Event().wait(0.1)
+            return False
+
+    wait_for(is_ready, "Prometheus", 30)
 
 
 def ask_for_everything(torchserve: RunningServer, digit: bytes, images: int) -> None:
@@ -300,7 +436,7 @@ def watched(prometheus: Prometheus, torchserve: RunningServer, digit: bytes) -> 
 
 
 def everything() -> Iterator[tuple[str, str]]:
-    """Name and query of all that a server with a CPU has figures for."""
+    """Name and query of all that a server with a CPU has figures for, whether an alert fires or not."""
     for rule in RECORDED:
         labels = ",".join(f'{name}="{value}"' for name, value in rule.get("labels", {}).items())
         yield rule["record"], f"{rule['record']}{{{labels}}}"
@@ -375,3 +511,101 @@ def test_the_choices_of_the_dashboard_are_found(watched: Prometheus) -> None:
         selector, label = matched.groups()
         values = watched.ask(f"label/{label}/values", **{"match[]": as_grafana_asks(selector)})
         assert wanted[name] in values
+
+
+def test_the_annotations_of_the_dashboard_are_queries(watched: Prometheus) -> None:
+    """They show each alert that fires, by a label that every alert has."""
+    [annotation] = DASHBOARD["annotations"]["list"]
+    selector = annotation["expr"].replace('{alertstate="firing"}', "")
+    watched.query(annotation["expr"])
+    assert selector == "ALERTS"
+    assert annotation["titleFormat"] == "{{alertname}}"
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A server of which nobody wants anything but its readiness server."""
+
+    run_dir: Path
+    prometheus: Prometheus
+
+    def firing(self) -> set[tuple[str, str]]:
+        """Which alerts of readiness fire for which instance."""
+        found = self.prometheus.query('ALERTS{alertstate="firing"}')
+        labels = [series["metric"] for series in found]
+        return {(one["alertname"], one["instance"]) for one in labels if one["alertname"] in OF_READINESS}
+
+
+WRONG_OR_BLIND = {("WrongAnswers", "wrong"), ("NotReady", "wrong"), ("ReadinessUnknown", "blind")}
+
+
+@pytest.fixture(scope="module")
+def idle(
+    torchserve: RunningServer, model_store: Path, run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Idle]:
+    """One server as three instances: well, measured by another model's golden answers, and with no readiness server."""
+    program("prometheus")
+    folder = tmp_path_factory.mktemp("idle")
+    wrong = shutil.copytree(run / "golden", folder / "golden")
+    document = json.loads((wrong / "golden.json").read_text())
+    document["probabilities"] = {name: row[::-1] for name, row in document["probabilities"].items()}
+    (wrong / "golden.json").write_text(json.dumps(document))
+    run_dir = folder / "server"
+    run_dir.mkdir()
+    server = launch.start(run_dir, model_store, SERVER_CONFIG, first_port=free_ports())
+    target = server.metrics_url.removeprefix("http://")
+    try:
+        with (
+            readiness_of(server, run / "golden") as of_well,
+            readiness_of(server, wrong) as of_wrong,
+            running_prometheus(
+                folder,
+                servers=[{"targets": [target], "labels": {"instance": name}} for name in ("well", "wrong", "blind")],
+                readiness=[
+                    {"targets": [of_well], "labels": {"instance": "well"}},
+                    {"targets": [of_wrong], "labels": {"instance": "wrong"}},
+                ],
+                hold="5s",
+            ) as started,
+        ):
+            yield Idle(run_dir, started)
+    finally:
+        processes.stop(run_dir)
+
+
+def test_an_idle_server_that_is_well_calls_nobody(idle: Idle) -> None:
+    """Beside one that answers wrongly and one whose readiness nobody tells, which both are called about."""
+    wait_for(lambda: idle.firing() == WRONG_OR_BLIND, "alerts of the other two, and none of this", FIRES_WITHIN_S)
+    ready = idle.prometheus.query('min_over_time(model:ready:min{instance="well"}[1m]) == 1')
+    assert len(ready) == 1
+    assert idle.prometheus.query("sum(rate(Requests4XX[1m]))") == []
+
+
+def kill(run_dir: Path) -> None:
+    """The worker, as often as TorchServe starts it again."""
+    for worker in processes.workers(run_dir):
+        worker.kill()
+
+
+def stop(run_dir: Path) -> None:
+    """The worker hangs; TorchServe goes on to call it READY."""
+    for worker in processes.workers(run_dir):
+        worker.suspend()
+
+
+@pytest.mark.parametrize("harm", [kill, stop])
+def test_an_idle_server_whose_worker_is_gone_is_called_about(harm: Callable[[Path], None], idle: Idle) -> None:
+    """NotReady fires, without a request of any client, and ends once the worker is back."""
+    wait_for(lambda: idle.firing() == WRONG_OR_BLIND, "well before", DEADLINE_S)
+
+    def harm_and_ask() -> bool:
+        harm(idle.run_dir)
+        return ("NotReady", "well") in idle.firing()
+
+    try:
+        wait_for(harm_and_ask, "an alert", FIRES_WITHIN_S)
+    finally:
+        for worker in processes.workers(idle.run_dir):
+            with suppress(psutil.NoSuchProcess):
+                worker.resume()
+    wait_for(lambda: ("NotReady", "well") not in idle.firing(), "well again", DEADLINE_S)
