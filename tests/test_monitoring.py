@@ -236,7 +236,7 @@ def faults(dashboard: dict[str, Any]) -> list[str]:
         for x in range(at["x"], at["x"] + at["w"])
         for y in range(at["y"], at["y"] + at["h"])
     ]
-    variables = {variable["name"] for variable in dashboard["templating"]["list"]} | {"__rate_interval"}
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]} | {"__rate_interval", "__all"}
     asking = [target for panel in shown for target in panel["targets"]]
     others = [one for one in dashboard["templating"]["list"] if one["type"] == "query"]
     others += dashboard["annotations"]["list"]
