@@ -27,11 +27,10 @@ from archive import finished_run, preprocessing, triton
 from archive.build import check_name
 from archive.errors import ExportRefused, reason
 from archive.finished_run import EXPORTED_PROGRAM_FILE, FinishedRun
-from archive.members import SERIALIZED_FILE
+from archive.members import LABELS_FILE, SERIALIZED_FILE
 from handler import variants
 from handler.variants import Predict
 
-LABELS_FILE = "index_to_name.json"
 TOLERANCE = 1e-4
 """Largest difference of a golden probability; another runtime's fp32 moves them by about 1e-6."""
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from handler.identity import DIGESTS_FILE
+
 HANDLER_FILE = "image_classifier.py"
 SERIALIZED_FILE = "model.pt"
 CONFIG_FILE = "model-config.yaml"
 RECIPE_FILE = "recipe.yaml"
+LABELS_FILE = "index_to_name.json"
 METRICS_FILE = "metrics.json"
 PROVENANCE_FILE = "provenance.json"
 GOLDEN = "golden"
 # What the worker needs beside model and configuration, and what says where the model comes from.
-EXTRA_FILES = ("index_to_name.json", METRICS_FILE, PROVENANCE_FILE, RECIPE_FILE, GOLDEN)
-# Bundled where the run folder has them.
+EXTRA_FILES = (LABELS_FILE, METRICS_FILE, PROVENANCE_FILE, RECIPE_FILE, GOLDEN)
+# Bundled where the run folder has them. Training writes the int8 forms and a worker loads them by these names.
 INT8_FILES = ("model.int8.pt", "model.int8.onnx")
 QUANTISATION_FILE = "quantisation.json"
 OPTIONAL_FILES = (*INT8_FILES, "model.onnx", QUANTISATION_FILE, "reference.json")
@@ -22,7 +25,6 @@ OPTIONAL_FILES = (*INT8_FILES, "model.onnx", QUANTISATION_FILE, "reference.json"
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 SBOM_FILE = "sbom.cdx.json"
 GATE_FILE = "gate.json"
-DIGESTS_FILE = "digests.json"
 
 REQUIRED = frozenset(
     {HANDLER_FILE, SERIALIZED_FILE, CONFIG_FILE, MANIFEST_FILE, SBOM_FILE, GATE_FILE, DIGESTS_FILE}.union(EXTRA_FILES)

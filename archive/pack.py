@@ -8,7 +8,8 @@ from pathlib import Path
 
 from archive import layout
 from archive.errors import BuildError
-from archive.members import DIGESTS_FILE, MANIFEST_FILE, is_known
+from archive.members import MANIFEST_FILE, is_known
+from handler.identity import DIGESTS_FILE
 
 _CHUNK = 1 << 20
 

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from archive.errors import VersionTaken
-from archive.members import DIGESTS_FILE, MANIFEST_FILE, signature_path
+from archive.members import MANIFEST_FILE, signature_path
 from archive.verify import Verified
+from handler.identity import DIGESTS_FILE
 
 
 def put(packed: Path, verified: Verified, model_store: Path, private_key: Path | None) -> Path:

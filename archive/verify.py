@@ -21,7 +21,6 @@ from archive.errors import InvalidArchive
 from archive.layout import Entry
 from archive.members import (
     CONFIG_FILE,
-    DIGESTS_FILE,
     GATE_FILE,
     HANDLER_FILE,
     MANIFEST_FILE,
@@ -29,6 +28,7 @@ from archive.members import (
     SERIALIZED_FILE,
     is_known,
 )
+from handler.identity import DIGESTS_FILE
 
 _MAX_JSON_BYTES = 4_000_000
 

@@ -9,10 +9,13 @@ import json
 import random
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -67,12 +70,26 @@ def wait_for(condition: Callable[[], object], awaited: str, timeout_s: float = 6
     return time.monotonic() - started
 
 
+def run_module(module: str, *arguments: object, cwd: Path = ROOT, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE ARGUMENTS` of this project, however it ends; `options` as `subprocess.run` has them."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, check=False, timeout=300, **options,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the default recipe, trained once."""
     target = tmp_path_factory.mktemp("runs") / MODEL
     pipeline.train(recipe.load(MODEL), MODEL, target, overwrite=False, console=Console(quiet=True))
     return target
+
+
+@pytest.fixture
+def own_run(run: Path, tmp_path: Path) -> Path:
+    """A copy of `run` that a test may change."""
+    return Path(shutil.copytree(run, tmp_path / "own" / run.name))
 
 
 @pytest.fixture(scope="session")

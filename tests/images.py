@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -23,6 +24,11 @@ def encode(image: Image.Image, image_format: str = "PNG", **options: object) -> 
     buffer = io.BytesIO()
     image.save(buffer, format=image_format, **options)
     return buffer.getvalue()
+
+
+def b64(data: bytes) -> str:
+    """As JSON carries an image."""
+    return base64.b64encode(data).decode()
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from archive import sign, store
+from archive import members, sign, store
 from archive.build import build
 from archive.errors import ArchiveError, BuildError, CannotLoad, IncompleteRun, InvalidName, VersionTaken
 from archive.members import OPTIONAL_FILES, signature_path
 from archive.verify import verify
+from handler import variants
 from tests.broken import repacked, replaced
 from tests.conftest import MODEL, ROOT
+from train import quantise, run_folder
 
 NAME = f"{MODEL}.mar"
 
@@ -75,6 +77,13 @@ def test_optional_files_are_bundled_where_there_are_any(run: Path, tmp_path: Pat
         assert "model.int8.pt" in json.loads(archive.read("digests.json"))["members"]
         present = {name for name in OPTIONAL_FILES if (richer / name).exists()}
         assert set(archive.namelist()) & set(OPTIONAL_FILES) == present
+
+
+def test_rooms_that_cannot_import_each_other_name_files_alike() -> None:
+    """What `train/` writes and `handler/` loads has the name by which `archive/` bundles it."""
+    assert members.INT8_FILES == (variants.INT8_FILE, variants.INT8_ONNX_FILE)
+    assert variants.ONNX_FILE in members.OPTIONAL_FILES
+    assert (members.RECIPE_FILE, members.QUANTISATION_FILE) == (run_folder.RECIPE_FILE, quantise.REPORT_FILE)
 
 
 def test_an_incomplete_run_folder_is_named_with_what_it_lacks(run: Path, earlier: Path, tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,7 @@ from handler import golden
 from handler.decoding import decode
 from handler.settings import HandlerSettings
 from tests.broken import repacked, replaced
-from tests.conftest import MODEL, ROOT
+from tests.conftest import MODEL, run_module
 from tests.images import encode, gradient
 from train.export import ServedClassifier
 
@@ -204,8 +202,7 @@ def test_a_gpu_that_is_not_there_is_told(model_store: Path, monkeypatch: pytest.
     assert report.diagnosis is not None
     assert report.diagnosis.cause.startswith("no GPU was used: "), report.log[-2000:]
     assert "nvidia-smi" in report.diagnosis.fix
-    command = [sys.executable, "-m", "archive", "doctor", str(model_store / NAME), "--gpu", "0", "--json"]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    finished = run_module("archive", "doctor", model_store / NAME, "--gpu", 0, "--json")
     assert (finished.returncode, json.loads(finished.stdout)["loads"]) == (1, False)
     assert "no GPU was used" in finished.stderr
 
@@ -299,18 +296,15 @@ def test_what_no_rule_knows_is_told_as_it_is() -> None:
 
 def test_the_command_reports_and_exits_by_it(model_store: Path, tmp_path: Path) -> None:
     """JSON and exit 0 for a healthy archive; cause, fix and exit 1 for another, with one line on stderr."""
-    command = [sys.executable, "-m", "archive", "doctor"]
-    healthy = subprocess.run(
-        [*command, str(model_store / NAME), "--rows", "5", "--json"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    healthy = run_module("archive", "doctor", model_store / NAME, "--rows", 5, "--json")
+    assert healthy.returncode == 0, healthy.stderr
     document = json.loads(healthy.stdout)
     assert document["loads"] is True
     assert document["health"]["rows"] == 5
     assert document["verified"]["model_name"] == MODEL
     broken = repacked(model_store / NAME, tmp_path, lambda content: (content / "handler" / "rows.py").unlink())
     shutil.rmtree(tmp_path / "content")
-    refused = subprocess.run([*command, str(broken)], cwd=ROOT, capture_output=True, text=True, check=False)
+    refused = run_module("archive", "doctor", broken)
     assert refused.returncode == 1
     assert "cause     the archive lacks handler.rows" in refused.stdout
     assert "fix       restore handler/" in refused.stdout

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,9 @@ from archive import gate, sbom
 from archive.build import build
 from archive.errors import BelowFloor, IncompleteRun
 from archive.verify import verify
-from tests.conftest import MODEL, ROOT
+from tests.conftest import MODEL, run_module
 from train import recipe
 from train.errors import RecipeError
-
-
-@pytest.fixture
-def own_run(run: Path, tmp_path: Path) -> Path:
-    """A copy of the run folder to change."""
-    return Path(shutil.copytree(run, tmp_path / "run"))
 
 
 def set_floors(run: Path, **floors: Any) -> None:
@@ -157,14 +149,7 @@ def test_below_a_floor_nothing_is_shipped_and_force_is_remembered(own_run: Path,
             {"name": "p99_ms", "bound": 1e-9, "passed": False},
         ],
     }
-    finished = subprocess.run(
-        [sys.executable, "-m", "archive", "verify", str(built.path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "forced past its gate" in finished.stdout
+    assert "forced past its gate" in run_module("archive", "verify", built.path).stdout
 
 
 def test_what_passes_is_not_marked_as_forced(model_store: Path) -> None:
@@ -175,8 +160,7 @@ def test_what_passes_is_not_marked_as_forced(model_store: Path) -> None:
 def test_the_command_shows_floor_and_figure(own_run: Path, tmp_path: Path) -> None:
     """The table is printed whether the archive ships or not."""
     set_floors(own_run, acc1=0.5, worst_class=1)
-    command = [sys.executable, "-m", "archive", "build", str(own_run), "--model-store", str(tmp_path)]
-    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    refused = run_module("archive", "build", own_run, "--model-store", tmp_path)
     assert refused.returncode == 1
     assert "≥ 50.00%" in refused.stdout
     assert "pass" in refused.stdout

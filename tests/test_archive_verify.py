@@ -11,7 +11,6 @@ import socket
 import stat
 import struct
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ from archive.verify import verify
 from server import launch, processes
 from server.errors import ConfigError, PortTaken
 from tests.broken import repacked
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports
+from tests.conftest import CONFIG, MODEL, free_ports, run_module
 
 NAME = f"{MODEL}.mar"
 
@@ -385,25 +384,19 @@ def test_with_a_public_key_the_server_takes_signed_archives_alone(
         launch.start(tmp_path, archive.parent, CONFIG, first_port=first)
 
 
-def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "archive", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-
-
 def test_the_commands_for_keys_and_checks(archive: Path, tmp_path: Path) -> None:
     """keygen, sign and verify in a row; a refusal is one line on stderr."""
-    assert run_command("keygen", tmp_path / "key").returncode == 0
-    assert run_command("sign", archive, "--private-key", tmp_path / "key").returncode == 0
-    finished = run_command("verify", archive, "--public-key", tmp_path / "key.pub", "--json")
+    assert run_module("archive", "keygen", tmp_path / "key").returncode == 0
+    assert run_module("archive", "sign", archive, "--private-key", tmp_path / "key").returncode == 0
+    finished = run_module("archive", "verify", archive, "--public-key", tmp_path / "key.pub", "--json")
     assert json.loads(finished.stdout)["signed"] is True
-    assert f"{MODEL} 1.0" in run_command("verify", archive).stdout
+    assert f"{MODEL} 1.0" in run_module("archive", "verify", archive).stdout
     append(archive, "../x", b"x")
-    refused = run_command("verify", archive)
+    refused = run_module("archive", "verify", archive)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.startswith(f"error: {archive}: '../x' climbs out")
     assert len(refused.stderr.splitlines()) == 1
-    absent = run_command("verify", tmp_path / "absent.mar")
+    absent = run_module("archive", "verify", tmp_path / "absent.mar")
     assert (absent.returncode, len(absent.stderr.splitlines())) == (1, 1)
 
 

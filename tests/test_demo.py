@@ -7,13 +7,12 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,8 +25,9 @@ from client import demo
 from client.errors import PageUnusable
 from client.torchserve import TorchServe
 from server.launch import RunningServer
-from tests.conftest import LAPTOP, MODEL, PHONE, ROOT
+from tests.conftest import LAPTOP, MODEL, PHONE, ROOT, free_ports
 from tests.images import BAD
+from tests.listening import Quiet, key_file
 
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="the package gradio is not installed")
 PATIENCE_MS = 60_000
@@ -37,19 +37,12 @@ COPY = """encoded => {
 }"""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def serving(url: str, key_file: Path, temporary: Path) -> Iterator[str]:
     """The page of the server at `url`, as a process of its own; yields its address."""
     command = [
         sys.executable, "-m", "client", "--url", url, "--key-file", str(key_file),
-        "demo", MODEL, "--port", str(free_port()),
+        "demo", MODEL, "--port", str(free_ports()),
     ]  # fmt: skip
     environment = {**os.environ, "TMPDIR": str(temporary)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -163,21 +156,14 @@ def test_a_drawing_is_answered(browser: Browser, address: str, tmp_path: Path) -
         tab.screenshot(path=tmp_path / "drawing.png", full_page=True)
 
 
-class Recorder(BaseHTTPRequestHandler):
+class Recorder(Quiet):
     """Keeps what it is sent, and refuses it."""
 
     bodies: list[bytes]
 
     def do_POST(self) -> None:
         self.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-        body = json.dumps({"code": 400, "type": "Recorded", "message": "seen"}).encode()
-        self.send_response(400)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer({"code": 400, "type": "Recorded", "message": "seen"}, 400)
 
 
 @contextmanager
@@ -202,8 +188,8 @@ def recording() -> Iterator[tuple[str, list[bytes], Callable[[], None]]]:
 @needs_gradio
 def test_bytes_arrive_as_they_are_and_a_dead_server_is_told(browser: Browser, digit: bytes, tmp_path: Path) -> None:
     """The server gets the very file, also one that is no image; once it is gone the page says so; uploads go."""
-    (tmp_path / "key_file.json").write_text(json.dumps({"inference": {"key": "a-token"}}))
-    with recording() as (url, bodies, stop), serving(url, tmp_path / "key_file.json", tmp_path) as address:
+    tokens = key_file(tmp_path, inference={"key": "a-token"})
+    with recording() as (url, bodies, stop), serving(url, tokens, tmp_path) as address:
         with opened(browser, address) as (tab, _):
             for content in (digit, BAD["truncated jpeg"][0]):
                 upload(tab, content)

@@ -32,7 +32,7 @@ BLOCKS = {
     "README.md": {"": "tests/test_readme.py::test_the_commands_of_the_readme"},
     "CONTRIBUTING.md": {"": "needs a session of its own: .ci/run is both commands"},
     "docs/own-images.md": {"": "tests/test_docs.py::test_your_own_images"},
-    "docs/client.md": {"": "tests/test_client.py::test_every_example_is_understood"},
+    "docs/client.md": {"": "tests/test_client_commands.py::test_every_example_is_understood"},
     "docs/edge.md": {
         "cp -r deploy/nginx edge": "tests/test_edge.py::test_every_server_gets_requests",
         "curl": "tests/test_edge.py::test_tls_is_verified",

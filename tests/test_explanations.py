@@ -26,7 +26,7 @@ from handler.settings import SettingsError
 from server.launch import RunningServer
 from tests.broken import replaced
 from tests.conftest import MODEL
-from tests.test_live_protocols import b64
+from tests.images import b64
 from tests.worker import ask, load, make_context
 
 EXPLAIN = {"explain": "True"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 from pathlib import Path
@@ -18,19 +17,13 @@ from handler.image_classifier import ImageClassifier
 from handler.rows import Row
 from handler.settings import HandlerSettings, SettingsError
 from tests.conftest import MODEL
-from tests.images import BAD
+from tests.images import BAD, b64
 from tests.worker import ask, load
 
 
 @pytest.fixture(scope="module")
 def classifier(run: Path) -> ImageClassifier:
     return load(run)
-
-
-@pytest.fixture
-def broken(run: Path, tmp_path: Path) -> Path:
-    """A copy of the run folder to break."""
-    return Path(shutil.copytree(run, tmp_path / "broken"))
 
 
 @pytest.mark.parametrize("size", range(1, 33))
@@ -173,10 +166,6 @@ def test_an_answer_that_torchserve_cannot_send_is_that_rows_400(
     assert "ask for fewer images or classes" in answers[1]["message"]
 
 
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
 def test_kserve_v1_in_a_batch(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
     """Predictions in order, errors in their own places, whatever else is in the batch."""
     [alone], _ = ask(classifier, run, [digit])
@@ -308,37 +297,37 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_golden_check_refuses_changed_weights(broken: Path) -> None:
+def test_golden_check_refuses_changed_weights(own_run: Path) -> None:
     """An archive whose model is not the measured one does not load."""
-    model = torch.jit.load(str(broken / "model.pt"))
+    model = torch.jit.load(str(own_run / "model.pt"))
     with torch.no_grad():
         next(iter(model.parameters())).mul_(0.5)
-    model.save(str(broken / "model.pt"))
+    model.save(str(own_run / "model.pt"))
     with pytest.raises(GoldenMismatch, match=r"digit-\d+\.png, class '\d': .* instead of"):
-        load(broken)
+        load(own_run)
 
 
-def test_golden_check_refuses_swapped_labels(broken: Path) -> None:
+def test_golden_check_refuses_swapped_labels(own_run: Path) -> None:
     """Nor does one whose labels were changed."""
-    mapping = json.loads((broken / "index_to_name.json").read_text())
+    mapping = json.loads((own_run / "index_to_name.json").read_text())
     mapping["0"], mapping["1"] = mapping["1"], mapping["0"]
-    (broken / "index_to_name.json").write_text(json.dumps(mapping))
+    (own_run / "index_to_name.json").write_text(json.dumps(mapping))
     with pytest.raises(GoldenMismatch, match="labels are"):
-        load(broken)
+        load(own_run)
 
 
-def test_golden_check_refuses_a_changed_resize(broken: Path) -> None:
+def test_golden_check_refuses_a_changed_resize(own_run: Path) -> None:
     """Nor one that prepares images differently."""
-    edit(broken / "model-config.yaml", "resize_size: 32", "resize_size: 40")
+    edit(own_run / "model-config.yaml", "resize_size: 32", "resize_size: 40")
     with pytest.raises(GoldenMismatch, match="instead of"):
-        load(broken)
+        load(own_run)
 
 
-def test_golden_check_needs_golden_images(broken: Path) -> None:
+def test_golden_check_needs_golden_images(own_run: Path) -> None:
     """Taking the golden answers away does not take the check away."""
-    shutil.rmtree(broken / "golden")
+    shutil.rmtree(own_run / "golden")
     with pytest.raises(GoldenMismatch, match="cannot be read"):
-        load(broken)
+        load(own_run)
 
 
 @pytest.mark.parametrize(
@@ -349,25 +338,25 @@ def test_golden_check_needs_golden_images(broken: Path) -> None:
         ({"0": "a", "1": "a"}, "names two classes alike"),
     ],
 )
-def test_labels_must_number_every_class_once(broken: Path, mapping: dict[str, str] | None, complaint: str) -> None:
+def test_labels_must_number_every_class_once(own_run: Path, mapping: dict[str, str] | None, complaint: str) -> None:
     """A mapping that cannot name every output refuses to load."""
-    file = broken / "index_to_name.json"
+    file = own_run / "index_to_name.json"
     file.unlink() if mapping is None else file.write_text(json.dumps(mapping))
     with pytest.raises(ValueError, match=complaint):
-        load(broken)
+        load(own_run)
 
 
-def test_too_few_labels_refuse_to_load(broken: Path) -> None:
+def test_too_few_labels_refuse_to_load(own_run: Path) -> None:
     """Labels and model outputs must be equally many."""
-    mapping = json.loads((broken / "index_to_name.json").read_text())
+    mapping = json.loads((own_run / "index_to_name.json").read_text())
     del mapping["9"]
-    (broken / "index_to_name.json").write_text(json.dumps(mapping))
+    (own_run / "index_to_name.json").write_text(json.dumps(mapping))
     with pytest.raises(GoldenMismatch):
-        load(broken)
+        load(own_run)
 
 
-def test_unknown_settings_refuse_to_load(broken: Path) -> None:
+def test_unknown_settings_refuse_to_load(own_run: Path) -> None:
     """A misspelt key is an error, not a default."""
-    edit(broken / "model-config.yaml", "top_k:", "topk:")
+    edit(own_run / "model-config.yaml", "top_k:", "topk:")
     with pytest.raises(SettingsError, match="topk"):
-        load(broken)
+        load(own_run)

@@ -26,7 +26,7 @@ from handler import variants
 from handler.decoding import decode
 from handler.settings import HandlerSettings
 from server.launch import RunningServer
-from tests.conftest import MODEL, ROOT
+from tests.conftest import MODEL, ROOT, run_module
 from tests.images import encode, gradient
 from train.quantise import quantise
 
@@ -49,12 +49,6 @@ session = onnxruntime.InferenceSession(folder + "/model.onnx")
 labels = json.load(open(folder + "/index_to_name.json"))
 print(json.dumps({labels[str(index)]: float(value) for index, value in enumerate(row)}))
 """
-
-
-@pytest.fixture
-def copied(run: Path, tmp_path: Path) -> Path:
-    """The trained run, free to be changed."""
-    return Path(shutil.copytree(run, tmp_path / "copied" / run.name))
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +245,12 @@ def test_pytorchs_own_files_are_handed_over_with_their_page(run: Path, tmp_path:
     ],
 )
 def test_a_model_that_answers_otherwise_is_not_handed_over(
-    copied: Path, tmp_path: Path, change: Callable[[Path], None], to: str
+    own_run: Path, tmp_path: Path, change: Callable[[Path], None], to: str
 ) -> None:
     """One layer's weights a twentieth larger: refused with the difference, and the folder stays empty."""
-    change(copied)
+    change(own_run)
     with pytest.raises(ExportRefused, match=r"moves a golden probability by \d\.\de-0\d, allowed 1e-04"):
-        export.export(copied, to, tmp_path / "out", MODEL)
+        export.export(own_run, to, tmp_path / "out", MODEL)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -272,13 +266,13 @@ def test_without_its_packages_onnx_says_what_to_install(
     assert home.not_here.startswith("ONNX needs onnxscript")
 
 
-def test_what_cannot_be_exported_is_said_first(copied: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_said_first(own_run: Path, tmp_path: Path) -> None:
     """An incomplete run and a name that leads elsewhere: nothing is written."""
     with pytest.raises(InvalidName):
-        export.export(copied, "triton", tmp_path / "out", "../escape")
-    (copied / "model.pt2").unlink()
+        export.export(own_run, "triton", tmp_path / "out", "../escape")
+    (own_run / "model.pt2").unlink()
     with pytest.raises(IncompleteRun, match=r"has no model\.pt2"):
-        export.export(copied, "onnx", tmp_path / "out", MODEL)
+        export.export(own_run, "onnx", tmp_path / "out", MODEL)
     assert not (tmp_path / "out").exists()
 
 
@@ -288,23 +282,23 @@ def test_the_commands_offer_what_there_is() -> None:
     assert set(homes.FORMS) == {*compare.FORMS, "torchserve"}
 
 
-def test_every_form_answers_as_measured(copied: Path) -> None:
+def test_every_form_answers_as_measured(own_run: Path) -> None:
     """What needs no compiler: PyTorch's forms within rounding of fp32, bf16 and int8 within theirs, and not equal."""
-    assert quantise(copied, min_speedup=0, console=Console(quiet=True))["forms"][variants.INT8_FILE]["kept"]
-    found = {home.form: home for home in compare.compare(copied, ["torchscript", "frozen", "bf16", "int8", "pt2"])}
+    assert quantise(own_run, min_speedup=0, console=Console(quiet=True))["forms"][variants.INT8_FILE]["kept"]
+    found = {home.form: home for home in compare.compare(own_run, ["torchscript", "frozen", "bf16", "int8", "pt2"])}
     assert all(home.passed for home in found.values())
     assert all(found[form].difference <= 1e-5 for form in ("torchscript", "frozen", "pt2"))
     assert all(1e-5 < found[form].difference <= 0.05 for form in ("bf16", "int8"))
 
 
 @needs_onnx
-def test_int8_as_onnx_answers_as_measured(copied: Path, onnx_folder: Path) -> None:
+def test_int8_as_onnx_answers_as_measured(own_run: Path, onnx_folder: Path) -> None:
     """What `--quantise` makes of the exported ONNX file, as a worker loads it."""
     report = quantise(
-        copied, onnx=onnx_folder / variants.ONNX_FILE, min_speedup=0, max_loss_points=1, console=Console(quiet=True)
+        own_run, onnx=onnx_folder / variants.ONNX_FILE, min_speedup=0, max_loss_points=1, console=Console(quiet=True)
     )
     assert report["forms"][variants.INT8_ONNX_FILE]["kept"], report["forms"]
-    [home] = compare.compare(copied, ["onnxruntime-int8"])
+    [home] = compare.compare(own_run, ["onnxruntime-int8"])
     assert home.passed
     assert home.difference is not None and 1e-5 < home.difference <= 0.05
 
@@ -331,31 +325,26 @@ def test_what_is_not_here_says_why(run: Path, monkeypatch: pytest.MonkeyPatch) -
     assert all(home.passed for home in found.values())
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "archive", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def test_compare_tells_the_changed_form_from_the_others(copied: Path) -> None:
+def test_compare_tells_the_changed_form_from_the_others(own_run: Path) -> None:
     """Changed weights in model.pt fail what is made of it, by number or reason, and model.pt2 passes."""
-    change_torchscript(copied)
-    finished = command("compare", copied, "--json", *(f"--only={form}" for form in ("torchscript", "frozen", "pt2")))
+    change_torchscript(own_run)
+    finished = run_module(
+        "archive", "compare", own_run, "--json", *(f"--only={form}" for form in ("torchscript", "frozen", "pt2"))
+    )
     torchscript, frozen, pt2 = json.loads(finished.stdout)
     assert torchscript["difference"] > torchscript["tolerance"]
     assert frozen["difference"] > frozen["tolerance"]
     assert [form["passed"] for form in (torchscript, frozen, pt2)] == [False, False, True]
     assert finished.returncode == 1
-    assert finished.stderr == f"error: {copied}: not what training measured: torchscript, frozen\n"
+    assert finished.stderr == f"error: {own_run}: not what training measured: torchscript, frozen\n"
 
 
 def test_the_commands_print_what_they_did(run: Path, tmp_path: Path) -> None:
     """A line for each file, a table for each form, one line for a mistake."""
-    exported = command("export", run, tmp_path, "--to", "pt2")
+    exported = run_module("archive", "export", run, tmp_path, "--to", "pt2")
     assert exported.returncode == 0, exported.stderr
     assert str(tmp_path / "model.pt2") in exported.stdout
-    compared = command("compare", run, "--only", "pt2")
+    compared = run_module("archive", "compare", run, "--only", "pt2")
     assert compared.returncode == 0, compared.stderr
     assert re.search(r"^pt2 +\S+ +0\.0001 +pass *$", compared.stdout, flags=re.MULTILINE)
     for arguments, complaint in (
@@ -363,7 +352,7 @@ def test_the_commands_print_what_they_did(run: Path, tmp_path: Path) -> None:
         (["compare", run, "--only", "tflite"], "error: --only tflite: use one of torchscript, frozen, bf16"),
         (["compare", tmp_path / "nowhere"], f"error: {tmp_path}/nowhere has no model.pt"),
     ):
-        finished = command(*arguments)
+        finished = run_module("archive", *arguments)
         assert finished.returncode == 1
         assert finished.stderr.startswith(complaint)
         assert len(finished.stderr.splitlines()) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,11 +11,7 @@ import requests
 from client.torchserve import TorchServe
 from server.launch import RunningServer
 from tests.conftest import MODEL
-from tests.images import GOOD
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+from tests.images import GOOD, b64
 
 
 def v2(data: bytes) -> dict[str, Any]:

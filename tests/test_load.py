@@ -14,7 +14,6 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from client import metrics
 from client.__main__ import app
 from client.errors import LoadRefused
 from client.torchserve import TorchServe
@@ -22,6 +21,7 @@ from client.tuning.load import SUCCESS, Answer, LoadResult, load
 from client.tuning.wire import Wire
 from server.launch import RunningServer
 from tests.conftest import MODEL, free_ports
+from tests.test_client_live import requests_counted
 
 IMAGE = b"x" * 300
 ACCEPTED_FOR = 20
@@ -148,11 +148,6 @@ def test_every_request_is_one_for_the_server_too(torchserve: RunningServer, clie
     assert 0.5 < result.seconds <= time.perf_counter() - started
     assert result.requests_per_s == pytest.approx(result.requests / result.seconds)
     assert 0 < result.latency_ms(0.5) <= result.latency_ms(0.99) <= result.latency_ms(1)
-
-
-def requests_counted(server: RunningServer) -> float:
-    samples = metrics.read(server.metrics_url)
-    return sum(sample.value for sample in samples if sample.name == "ts_inference_requests_total")
 
 
 def test_what_torchserve_refuses_is_counted(client: TorchServe, digit: bytes) -> None:

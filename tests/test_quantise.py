@@ -22,7 +22,7 @@ from archive.export import export
 from handler import golden
 from handler.settings import HandlerSettings
 from handler.variants import INT8_FILE, INT8_ONNX_FILE
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_module
 from tests.test_recipes import data_folder
 from train import int8, models, speed
 from train.datasets import LabelledImages
@@ -43,12 +43,6 @@ torch.backends.quantized.engine = "onednn"
 model, images, answers = sys.argv[1:]
 torch.save(torch.jit.load(model)(torch.load(images)), answers)
 """
-
-
-@pytest.fixture
-def copied(run: Path, tmp_path: Path) -> Path:
-    """The trained run, free to be changed."""
-    return Path(shutil.copytree(run, tmp_path / run.name))
 
 
 def in_a_fresh_process(file: Path, images: torch.Tensor, scratch: Path) -> torch.Tensor:
@@ -81,20 +75,20 @@ def change_recipe(run: Path, section: str, **values: Any) -> None:
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
-def test_a_run_is_quantised_and_answers_alike(copied: Path, tmp_path: Path) -> None:
+def test_a_run_is_quantised_and_answers_alike(own_run: Path, tmp_path: Path) -> None:
     """The file works with torch alone, moves no golden probability by more than is reported, and that is little."""
-    written = quantise(copied, min_speedup=0, console=QUIET)
-    assert written == json.loads((copied / REPORT_FILE).read_text())
+    written = quantise(own_run, min_speedup=0, console=QUIET)
+    assert written == json.loads((own_run / REPORT_FILE).read_text())
     report = torchscript(written)
     assert report["kept"]
     [attempt] = report["attempts"]
     assert attempt["loss_points"] <= 0.5
     assert attempt["same_answers"] > 0.99
-    document = json.loads((copied / "golden" / golden.GOLDEN_FILE).read_text())
+    document = json.loads((own_run / "golden" / golden.GOLDEN_FILE).read_text())
     names = list(document["probabilities"])
-    settings = HandlerSettings.parse(yaml.safe_load((copied / "model-config.yaml").read_text())["handler"], "test")
-    images = LabelledImages(names, golden.images(copied / "golden"), torch.zeros(len(names))).decode(settings)
-    answers = in_a_fresh_process(copied / INT8_FILE, images, tmp_path)
+    settings = HandlerSettings.parse(yaml.safe_load((own_run / "model-config.yaml").read_text())["handler"], "test")
+    images = LabelledImages(names, golden.images(own_run / "golden"), torch.zeros(len(names))).decode(settings)
+    answers = in_a_fresh_process(own_run / INT8_FILE, images, tmp_path)
     difference = float((answers - torch.tensor(list(document["probabilities"].values()))).abs().max())
     assert difference == pytest.approx(report["golden_max_abs_difference"], abs=1e-6)
     assert 0 < difference < 0.05
@@ -102,37 +96,37 @@ def test_a_run_is_quantised_and_answers_alike(copied: Path, tmp_path: Path) -> N
     assert report["size_bytes"] < 0.5 * written["fp32"]["size_bytes"]
 
 
-def test_ranges_that_no_real_image_has_are_refused(copied: Path) -> None:
+def test_ranges_that_no_real_image_has_are_refused(own_run: Path) -> None:
     """Calibrated on black images, int8 loses accuracy by the numbers, and a file of an earlier call goes."""
-    (copied / INT8_FILE).write_bytes(b"earlier")
+    (own_run / INT8_FILE).write_bytes(b"earlier")
     black = torch.zeros(8, 1, 32, 32, dtype=torch.uint8)
-    report = torchscript(quantise(copied, calibration=black, min_speedup=0, console=QUIET))
+    report = torchscript(quantise(own_run, calibration=black, min_speedup=0, console=QUIET))
     assert not report["kept"]
     assert [len(attempt["fp32_layers"]) for attempt in report["attempts"]] == [0, 2, 3, 4]
     assert report["attempts"][0]["loss_points"] > 5
     assert report["reasons"][0].endswith("points of top-1 accuracy, allowed 0.5")
-    assert torchscript(json.loads((copied / REPORT_FILE).read_text()))["kept"] is False
-    assert not (copied / INT8_FILE).exists()
+    assert torchscript(json.loads((own_run / REPORT_FILE).read_text()))["kept"] is False
+    assert not (own_run / INT8_FILE).exists()
 
 
-def test_the_search_ends_when_its_time_is_over(copied: Path) -> None:
+def test_the_search_ends_when_its_time_is_over(own_run: Path) -> None:
     """Without time, one form is tried."""
     black = torch.zeros(8, 1, 32, 32, dtype=torch.uint8)
-    report = quantise(copied, calibration=black, min_speedup=0, time_limit_s=0, console=QUIET)
+    report = quantise(own_run, calibration=black, min_speedup=0, time_limit_s=0, console=QUIET)
     assert len(torchscript(report)["attempts"]) == 1
 
 
-def test_the_layer_that_int8_harms_stays_fp32(copied: Path) -> None:
+def test_the_layer_that_int8_harms_stays_fp32(own_run: Path) -> None:
     """Where one channel is a thousand times the others, its reader is found and left alone, and the rest is int8.
 
     The first convolution's channel is scaled up and the second's weights for it down: the same function in fp32.
     """
-    weights = load_file(copied / "weights.safetensors")
+    weights = load_file(own_run / "weights.safetensors")
     weights["network.0.weight"][0] *= 1000
     weights["network.0.bias"][0] *= 1000
     weights["network.3.weight"][:, 0] /= 1000
-    save_file(weights, copied / "weights.safetensors")
-    report = torchscript(quantise(copied, min_speedup=0, console=QUIET))
+    save_file(weights, own_run / "weights.safetensors")
+    report = torchscript(quantise(own_run, min_speedup=0, console=QUIET))
     whole, *_, last = report["attempts"]
     assert whole["loss_points"] > 5
     assert report["kept"]
@@ -150,120 +144,113 @@ def onnx_file(run: Path, tmp_path: Path) -> Path:
     return tmp_path / "onnx" / "model.onnx"
 
 
-def test_onnx_is_quantised_and_judged_alike(copied: Path, onnx_file: Path) -> None:
+def test_onnx_is_quantised_and_judged_alike(own_run: Path, onnx_file: Path) -> None:
     """Both forms are measured on the same images, each is kept by its own figures, and ONNX Runtime's is small."""
-    report = quantise(copied, onnx=onnx_file, min_speedup=0, max_loss_points=1, console=QUIET)
+    report = quantise(own_run, onnx=onnx_file, min_speedup=0, max_loss_points=1, console=QUIET)
     assert list(report["forms"]) == [INT8_FILE, INT8_ONNX_FILE]
     form = report["forms"][INT8_ONNX_FILE]
     assert form["kept"], form["reasons"]
-    assert (copied / INT8_ONNX_FILE).stat().st_size == form["size_bytes"] < 0.5 * report["fp32"]["size_bytes"]
+    assert (own_run / INT8_ONNX_FILE).stat().st_size == form["size_bytes"] < 0.5 * report["fp32"]["size_bytes"]
     assert form["attempts"][-1]["same_answers"] > 0.99
     assert 0 < form["golden_max_abs_difference"] < 0.05
 
 
-def test_onnx_with_ranges_that_no_image_has_is_refused(copied: Path, onnx_file: Path) -> None:
+def test_onnx_with_ranges_that_no_image_has_is_refused(own_run: Path, onnx_file: Path) -> None:
     """Calibrated on black images it loses accuracy by the numbers, and a file of an earlier call goes."""
-    (copied / INT8_ONNX_FILE).write_bytes(b"earlier")
+    (own_run / INT8_ONNX_FILE).write_bytes(b"earlier")
     black = torch.zeros(8, 1, 32, 32, dtype=torch.uint8)
-    report = quantise(copied, onnx=onnx_file, calibration=black, min_speedup=0, time_limit_s=0, console=QUIET)
+    report = quantise(own_run, onnx=onnx_file, calibration=black, min_speedup=0, time_limit_s=0, console=QUIET)
     form = report["forms"][INT8_ONNX_FILE]
     assert form["attempts"][0]["loss_points"] > 5
     assert form["reasons"][0].endswith("points of top-1 accuracy, allowed 0.5")
-    assert not (copied / INT8_ONNX_FILE).exists()
+    assert not (own_run / INT8_ONNX_FILE).exists()
 
 
-def test_what_is_no_onnx_is_refused(copied: Path) -> None:
+def test_what_is_no_onnx_is_refused(own_run: Path) -> None:
     """One line that names the file; nothing is written."""
-    (copied / "not.onnx").write_text("not")
-    refused = command(copied, "--onnx", copied / "not.onnx", "--images", "8")
+    (own_run / "not.onnx").write_text("not")
+    refused = run_module("train.quantise", own_run, "--onnx", own_run / "not.onnx", "--images", "8")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
     assert "not.onnx is no ONNX file" in refused.stderr
-    assert not (copied / REPORT_FILE).exists()
+    assert not (own_run / REPORT_FILE).exists()
 
 
 def test_a_form_that_cannot_be_had_holds_up_no_other(
-    copied: Path, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+    own_run: Path, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not kept, for that reason, also by a file of an earlier call; the other is judged as ever."""
 
     def refuse(*_: object) -> None:
         raise NotQuantisable("the network cannot be traced")
 
-    (copied / INT8_FILE).write_bytes(b"earlier")
+    (own_run / INT8_FILE).write_bytes(b"earlier")
     monkeypatch.setattr("train.quantise.TorchScriptInt8", refuse)
-    report = quantise(copied, onnx=onnx_file, min_speedup=0, max_loss_points=1, console=QUIET)
+    report = quantise(own_run, onnx=onnx_file, min_speedup=0, max_loss_points=1, console=QUIET)
     assert not report["forms"][INT8_FILE]["kept"]
     assert report["forms"][INT8_FILE]["reasons"] == ["the network cannot be traced"]
     assert report["forms"][INT8_ONNX_FILE]["kept"]
-    assert not (copied / INT8_FILE).exists()
+    assert not (own_run / INT8_FILE).exists()
     assert all(table.row_count for table in tables(report))
 
 
-def test_what_is_not_faster_is_refused(copied: Path) -> None:
+def test_what_is_not_faster_is_refused(own_run: Path) -> None:
     """A speed that no int8 reaches keeps the run fp32, with the ratio measured."""
-    report = torchscript(quantise(copied, min_speedup=1000, console=QUIET))
+    report = torchscript(quantise(own_run, min_speedup=1000, console=QUIET))
     assert not report["kept"]
     assert report["reasons"] == [
         f"it is {report['speed'][-1]['speedup']:g} times as fast as fp32, needed is more than 1000"
     ]
-    assert not (copied / INT8_FILE).exists()
+    assert not (own_run / INT8_FILE).exists()
 
 
-def test_the_recipes_floors_hold_for_int8(copied: Path) -> None:
+def test_the_recipes_floors_hold_for_int8(own_run: Path) -> None:
     """A floor that int8 is below refuses it by name; one that it keeps does not."""
-    change_recipe(copied, "floors", acc1=0.9, ece=0.5)
-    assert torchscript(quantise(copied, min_speedup=0, console=QUIET))["kept"]
-    change_recipe(copied, "floors", acc1=1.0, ece=1e-6)
-    report = torchscript(quantise(copied, min_speedup=0, time_limit_s=0, console=QUIET))
+    change_recipe(own_run, "floors", acc1=0.9, ece=0.5)
+    assert torchscript(quantise(own_run, min_speedup=0, console=QUIET))["kept"]
+    change_recipe(own_run, "floors", acc1=1.0, ece=1e-6)
+    report = torchscript(quantise(own_run, min_speedup=0, time_limit_s=0, console=QUIET))
     assert not report["kept"]
     assert report["reasons"][0].startswith("acc1 is 0.99")
     assert report["reasons"][0].endswith("the recipe's floor is 1")
     assert report["reasons"][1].startswith("ece is 0.0")
 
 
-def test_other_images_than_it_was_trained_on_are_refused(copied: Path) -> None:
+def test_other_images_than_it_was_trained_on_are_refused(own_run: Path) -> None:
     """Another split would measure on images that the network has learnt."""
-    change_recipe(copied, "training", seed=1)
+    change_recipe(own_run, "training", seed=1)
     with pytest.raises(QuantisationError, match=r"digits are not those .* was trained on: give --data DIR"):
-        quantise(copied, console=QUIET)
+        quantise(own_run, console=QUIET)
 
 
-def test_other_weights_than_the_exported_ones_are_refused(copied: Path) -> None:
+def test_other_weights_than_the_exported_ones_are_refused(own_run: Path) -> None:
     """What is quantised is what was measured."""
-    weights = load_file(copied / "weights.safetensors")
+    weights = load_file(own_run / "weights.safetensors")
     weights["network.0.weight"] *= 1.1
-    save_file(weights, copied / "weights.safetensors")
+    save_file(weights, own_run / "weights.safetensors")
     with pytest.raises(QuantisationError, match=r"differs from its model\.pt by"):
-        quantise(copied, console=QUIET)
+        quantise(own_run, console=QUIET)
 
 
-def test_an_unfinished_run_is_refused(copied: Path) -> None:
+def test_an_unfinished_run_is_refused(own_run: Path) -> None:
     """What is missing is named."""
-    (copied / "weights.safetensors").unlink()
+    (own_run / "weights.safetensors").unlink()
     with pytest.raises(RunFolderError, match=r"not a finished run .*weights\.safetensors"):
-        quantise(copied, console=QUIET)
+        quantise(own_run, console=QUIET)
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "train.quantise", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def test_the_command_prints_the_numbers_either_way(copied: Path, tmp_path: Path) -> None:
+def test_the_command_prints_the_numbers_either_way(own_run: Path, tmp_path: Path) -> None:
     """Kept: exit code 0. Measured and not kept: 3. Not possible: 1 and one line."""
-    kept = command(copied, "--min-speedup", "0", "--images", "64")
+    kept = run_module("train.quantise", own_run, "--min-speedup", "0", "--images", "64")
     assert kept.returncode == 0, kept.stderr
     assert kept.stderr == ""
     assert "same answers" in kept.stdout
     assert "batch 32" in kept.stdout
-    assert kept.stdout.splitlines()[-1] == f"wrote {copied / INT8_FILE}; next: scripts/archive.sh {copied}"
-    refused = command(copied, "--min-speedup", "1000", "--images", "64", "--json")
+    assert kept.stdout.splitlines()[-1] == f"wrote {own_run / INT8_FILE}; next: scripts/archive.sh {own_run}"
+    refused = run_module("train.quantise", own_run, "--min-speedup", "1000", "--images", "64", "--json")
     assert refused.returncode == 3
     assert torchscript(json.loads(refused.stdout))["kept"] is False
     assert refused.stderr.startswith(f"not kept: {INT8_FILE}: it is ")
-    impossible = command(tmp_path / "nowhere")
+    impossible = run_module("train.quantise", tmp_path / "nowhere")
     assert (impossible.returncode, len(impossible.stderr.splitlines())) == (1, 1)
     assert impossible.stderr.startswith("error: ")
 

@@ -19,7 +19,7 @@ import requests
 
 from server import processes
 from server.supervise import MAX_FAILURES
-from tests.conftest import MODEL, ROOT, free_ports, wait_for
+from tests.conftest import MODEL, ROOT, free_ports, run_module, wait_for
 
 BACK_WITHIN_S = 10.0
 START_TIMEOUT_S = 60.0
@@ -230,16 +230,12 @@ def test_two_side_by_side(supervised: Callable[..., Supervised], digit: bytes) -
     """Two servers in two directories; `server stop` ends one, its watcher included, and the other goes on."""
     first, second = supervised("first"), supervised("second")
     for mode in ([], ["--foreground"]):
-        again = subprocess.run(
-            [sys.executable, "-m", "server", "start", "--run-dir", str(first.run_dir), *mode],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        again = run_module("server", "start", "--run-dir", first.run_dir, *mode)
         assert (again.returncode, again.stdout) == (1, "")
         assert "a server runs in" in again.stderr
         assert first.load(digit, 1, threading.Event()) == [200]
         assert (first.run_dir / "logs" / "ready").exists()
-    stop = [sys.executable, "-m", "server", "stop", "--run-dir", str(first.run_dir)]
-    stopped = subprocess.run(stop, cwd=ROOT, capture_output=True, text=True, check=True)
+    stopped = run_module("server", "stop", "--run-dir", first.run_dir)
     assert "stopped the server" in stopped.stdout
     assert first.process.wait(5) == 0
     assert first.leaves_nothing()

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from tests.conftest import MODEL, ROOT
+from tests.conftest import MODEL, ROOT, run_module
 from train import datasets, evaluation, pipeline, recipe, run_folder
 from train.errors import RecipeError, RunFolderError
 from train.export import load_torchscript
@@ -41,12 +41,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def cli(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "train", *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
 
 
 def test_the_default_recipe_reaches_its_accuracy(run: Path) -> None:
@@ -211,7 +205,7 @@ def test_the_preview_is_a_picture(run: Path, tmp_path: Path) -> None:
     with Image.open(run / "preview.png") as picture:
         assert picture.width > 500
         assert len(set(picture.convert("L").tobytes())) > 50
-    finished = cli(MODEL, "--preview", str(tmp_path / "batch.png"), "--runs", str(tmp_path / "runs"))
+    finished = run_module("train", MODEL, "--preview", str(tmp_path / "batch.png"), "--runs", str(tmp_path / "runs"))
     assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "batch.png").is_file()
     assert not (tmp_path / "runs").exists()
@@ -271,7 +265,7 @@ def test_recipe_files_that_are_no_recipes(tmp_path: Path) -> None:
 
 def test_unknown_recipe_lists_those_that_exist() -> None:
     """The command prints one line that names the recipes, and no traceback."""
-    finished = cli("lenet")
+    finished = run_module("train", "lenet")
     assert finished.returncode == 1
     assert MODEL in finished.stderr
     assert len(finished.stderr.splitlines()) == 1

@@ -29,12 +29,6 @@ from tests.worker import load
 from train import pipeline, recipe
 
 
-@pytest.fixture
-def copied(run: Path, tmp_path: Path) -> Path:
-    """A copy of the run folder to change."""
-    return Path(shutil.copytree(run, tmp_path / "copied"))
-
-
 @pytest.fixture(scope="module")
 def colour_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a colour model that tells reddish from bluish noise."""
@@ -64,52 +58,52 @@ def set_precision(run: Path, precision: str, before: str = "fp32") -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_fixed_precision_is_what_is_served(copied: Path, precision: str, digit: bytes) -> None:
+def test_a_fixed_precision_is_what_is_served(own_run: Path, precision: str, digit: bytes) -> None:
     """The settings win over any measurement, and the answers stay those of training within what rounding does."""
-    set_precision(copied, precision)
-    classifier = load(copied)
+    set_precision(own_run, precision)
+    classifier = load(own_run)
     assert classifier.variant.name == precision
     with torch.no_grad():
-        exact = torch.jit.load(str(copied / "model.pt"))(classifier.decode([digit]))
+        exact = torch.jit.load(str(own_run / "model.pt"))(classifier.decode([digit]))
     difference = float((predict(classifier, digit) - exact).abs().max())
     assert difference <= (1e-5 if precision == "fp32" else variants.ROUNDING_TOLERANCE["bf16"])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "onnxruntime"])
-def test_a_precision_that_cannot_run_here_is_named(copied: Path, precision: str) -> None:
+def test_a_precision_that_cannot_run_here_is_named(own_run: Path, precision: str) -> None:
     """Half precision on the CPU, and forms that the archive does not carry: refused, with those that would do."""
-    set_precision(copied, precision)
+    set_precision(own_run, precision)
     with pytest.raises(ValueError, match=f"precision '{precision}' cannot run here, on cpu .* fp32, bf16"):
-        load(copied)
+        load(own_run)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_another_engine_gives_the_same_answers(copied: Path, digit: bytes, engine: str) -> None:
+def test_another_engine_gives_the_same_answers(own_run: Path, digit: bytes, engine: str) -> None:
     """Where archive and environment have them, other engines serve the exported ONNX file."""
     pytest.importorskip(engine, reason=f"needs the package {engine}")
-    exact = predict(load(copied), digit)
-    export(copied, "onnx", copied, MODEL)
-    set_precision(copied, engine)
-    classifier = load(copied)
+    exact = predict(load(own_run), digit)
+    export(own_run, "onnx", own_run, MODEL)
+    set_precision(own_run, engine)
+    classifier = load(own_run)
     assert classifier.variant.name == engine
     assert float((predict(classifier, digit) - exact).abs().max()) < variants.ROUNDING_TOLERANCE.get(engine, 1e-5)
 
 
-def test_auto_goes_without_a_variant_that_answers_differently(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_goes_without_a_variant_that_answers_differently(own_run: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An int8 file of another model is left aside with the reason, and asked for by name it stops the worker."""
-    other = torch.jit.load(str(copied / "model.pt"))
+    other = torch.jit.load(str(own_run / "model.pt"))
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(-1)
-    other.save(str(copied / variants.INT8_FILE))
-    set_precision(copied, "auto")
+    other.save(str(own_run / variants.INT8_FILE))
+    set_precision(own_run, "auto")
     with caplog.at_level(logging.WARNING):
-        assert load(copied).variant.name in ("fp32", "bf16")
+        assert load(own_run).variant.name in ("fp32", "bf16")
     assert "Variant int8 is not used: " in caplog.text
     assert "instead of" in caplog.text
-    set_precision(copied, "int8", before="auto")
+    set_precision(own_run, "int8", before="auto")
     with pytest.raises(GoldenMismatch, match="instead of"):
-        load(copied)
+        load(own_run)
 
 
 def repeated(predict: Predict, times: int) -> Predict:
@@ -123,14 +117,14 @@ def repeated(predict: Predict, times: int) -> Predict:
 
 @pytest.mark.parametrize(("slowness", "chosen"), [(10, "bf16"), (1, "fp32")])
 def test_the_faster_one_wins_by_more_than_noise(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, slowness: int, chosen: str
+    own_run: Path, monkeypatch: pytest.MonkeyPatch, slowness: int, chosen: str
 ) -> None:
     """The same model under two names: ten times faster wins over the more exact one, equally fast does not."""
-    set_precision(copied, "auto")
-    exact = variants.loaders(copied / "model.pt", torch.device("cpu"))["fp32"]()
+    set_precision(own_run, "auto")
+    exact = variants.loaders(own_run / "model.pt", torch.device("cpu"))["fp32"]()
     both = {"fp32": lambda: repeated(exact, 2 * slowness), "bf16": lambda: repeated(exact, 3 if slowness == 1 else 1)}
     monkeypatch.setattr(variants, "loaders", lambda *_: both)
-    assert load(copied).variant.name == chosen
+    assert load(own_run).variant.name == chosen
 
 
 # Page faults of twenty allocations of 50 MB by a process that has loaded the handler's module.

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ from server.launch import RunningServer
 from tests.conftest import MODEL, free_ports, wait_for
 from tests.edges import KEY, Load, RunningEdge, make_folder, running
 from tests.edges import load as load_by_edge
+from tests.listening import Quiet
 from tests.torture.conftest import DEADLY, IS_LONG, Record, hasty, processes_of
 
 pytestmark = pytest.mark.torture
@@ -233,17 +234,12 @@ def test_slow_loris(tortured: RunningServer, digit: bytes, record: Record) -> No
     assert processes_of(tortured) == before
 
 
-class OneAtATime(BaseHTTPRequestHandler):
+class OneAtATime(Quiet):
     """A server that has time for one connection."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
+        self.answer({})
 
 
 def test_a_server_of_one_connection_shows(tortured: RunningServer, digit: bytes) -> None:

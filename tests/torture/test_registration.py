@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from server import launch, processes
 from server.launch import RunningServer
 from tests.broken import repacked, replaced
 from tests.conftest import CONFIG, MODEL, free_ports
+from tests.listening import Quiet
 
 pytestmark = pytest.mark.torture
 
@@ -31,7 +32,7 @@ class Elsewhere(HTTPServer):
         self.hits: list[str] = []
 
 
-class ElsewhereHandler(BaseHTTPRequestHandler):
+class ElsewhereHandler(Quiet):
     server: Elsewhere
 
     def do_GET(self) -> None:
@@ -45,9 +46,6 @@ class ElsewhereHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(self.server.archive)))
         self.end_headers()
         self.wfile.write(self.server.archive)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,7 +15,7 @@ import pytest
 
 from client.torchserve import TorchServe
 from server import processes
-from tests.conftest import MODEL, ROOT, free_ports, wait_for
+from tests.conftest import MODEL, free_ports, run_module, wait_for
 
 pytestmark = [
     pytest.mark.torture,
@@ -53,18 +52,11 @@ def fill(place: Path) -> Path:
     return filler
 
 
-def command(module: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300, **options,
-    )  # fmt: skip
-
-
 def start(
     run_dir: Path, model_store: Path, first_port: int, timeout_s: int = 120, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     place = ("--run-dir", run_dir, "--model-store", model_store, "--port", first_port)
-    return command("server", "start", *place, "--timeout-s", timeout_s, **options)
+    return run_module("server", "start", *place, "--timeout-s", timeout_s, **options)
 
 
 def client(run_dir: Path, first_port: int) -> TorchServe:
@@ -129,7 +121,7 @@ def test_no_room_for_temporary_files(tmp_path: Path, model_store: Path, run_dir:
             assert start(run_dir, model_store, port, env=environment).returncode == 0
             assert len(client(run_dir, port).predict(MODEL, digit)) == 5
         finally:
-            command("server", "stop", "--run-dir", run_dir, env=environment)
+            run_module("server", "stop", "--run-dir", run_dir, env=environment)
 
 
 def test_a_store_that_cannot_be_written(
@@ -142,7 +134,7 @@ def test_a_store_that_cannot_be_written(
         before = {path.name: path.read_bytes() for path in store.iterdir()}
         for prepare in (lambda: None, lambda: subprocess.run(["mount", "-o", "remount,ro", str(store)], check=True)):
             prepare()
-            failed = command("archive", "build", run, "--name", MODEL, "--version", "2.0", "--model-store", store)
+            failed = run_module("archive", "build", run, "--name", MODEL, "--version", "2.0", "--model-store", store)
             assert is_one_line_error(failed), failed.stderr
             assert {path.name: path.read_bytes() for path in store.iterdir()} == before
         assert start(run_dir, store, port).returncode == 0
@@ -187,7 +179,7 @@ def test_no_memory_for_a_worker(model_store: Path, run_dir: Path, digit: bytes) 
         assert processes.find(run_dir) is None
         assert processes.workers(run_dir) == []
     with memory_limit(TOO_LITTLE_FOR_A_WORKER_MB) as group:
-        told = command("archive", "doctor", model_store / f"{MODEL}.mar", preexec_fn=partial(enter, group))
+        told = run_module("archive", "doctor", model_store / f"{MODEL}.mar", preexec_fn=partial(enter, group))
         assert told.returncode == 1
         assert "memory" in told.stdout + told.stderr
         assert killed_in(group) > 0
