@@ -108,6 +108,15 @@ class TorchServe:
         descriptions: list[dict[str, Any]] = answer.json()
         return descriptions[0]
 
+    def describe_worker(self, model: str) -> dict[str, Any]:
+        """What a worker of the model says of itself; nothing where its handler says nothing."""
+        try:
+            description = self._manage("GET", f"{_model_path(model)}?customized=true").json()[0]
+        except RequestRefused:  # a handler that cannot say
+            return {}
+        said = description.get("customizedMetadata")
+        return said if isinstance(said, dict) else {}
+
     def versions(self, model: str) -> list[str]:
         """The registered versions of a model."""
         descriptions: list[dict[str, Any]] = self._manage("GET", _model_path(model, "all")).json()

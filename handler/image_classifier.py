@@ -48,13 +48,17 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
         given = config.get("responseTimeout")  # TorchServe drops a value of another type in silence
         self.settings.check_time(given if isinstance(given, int) else TORCHSERVES_TIMEOUT_S, "model-config.yaml")
         on_gpu = context.system_properties.get("gpu_id") is not None
-        decoders = runtime.share_cores(config.get("maxWorkers") or (torch.cuda.device_count() if on_gpu else None))
+        workers = config.get("maxWorkers") or (torch.cuda.device_count() if on_gpu else None)
+        decoders = runtime.share_cores(workers, self.settings.threads)
         super().initialize(context)
         self.class_names = _class_names(self.mapping)
         self.identity = Identity.of(context)
         self.map: Callable[..., Any] = map
         model_file = Path(context.system_properties["model_dir"]) / self.manifest["model"]["serializedFile"]
-        self.variant = variants.choose(model_file, self.device, self.settings.precision, self.decode, self.class_names)
+        self.variant = variants.choose(
+            model_file, self.device, self.settings.precision, self.decode, self.class_names,
+            settle_threads=self.settings.threads is None,
+        )  # fmt: skip
         self.map = self._fastest_map(decoders, model_file.parent / "golden")
         self.metrics = Metrics.of_worker(context, self.identity, self.class_names, self.variant.name)
         logger.info(
@@ -174,6 +178,7 @@ class ImageClassifier(BaseHandler):  # type: ignore[misc]  # torchserve ships no
                 "digest": self.identity.digest,
                 "class_names": self.class_names,
                 "variant": self.variant.name,
+                "threads": torch.get_num_threads(),
                 "formats": FORMATS,
                 "handler": self.settings.model_dump(mode="json"),
             }

@@ -33,16 +33,17 @@ def keep_freed_memory() -> None:
         mallopt(_M_TOP_PAD, 64 << 20)
 
 
-def share_cores(workers: int | None) -> int:
+def share_cores(workers: int | None, threads: int | None = None) -> int:
     """Give this process its share of the cores as torch threads, and return how many.
 
     Threads that outnumber the cores cost several times the throughput.
 
     Args:
         workers: how many processes share them; None is one for each core, as TorchServe starts them on a CPU.
+        threads: to take instead of the share, but no more than there are cores.
     """
     allowed = cores()
-    threads = max(1, allowed // (workers or allowed))
+    threads = min(threads, allowed) if threads else max(1, allowed // (workers or allowed))
     torch.set_num_threads(threads)
     return threads
 

@@ -43,6 +43,9 @@ class HandlerSettings(BaseModel):
     """What shows through transparent pixels: a colour as CSS names it, such as "black" or "#808080"."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "onnxruntime", "onnxruntime-int8", "openvino"] = "auto"
     """Which variant of the model is served; `auto` takes the fastest on the machine that passes the golden check."""
+    threads: int | None = Field(default=None, gt=0)
+    """Threads of a worker, and at most one for each core; null is its share of the cores, or one where several are no
+    faster."""
     explanation_time_s: float = Field(default=2.0, gt=0)
     """About how long a worker may spend on the explanations of one batch, which share it; less time means fewer steps.
     It must be shorter than the response timeout, after which TorchServe ends the worker."""

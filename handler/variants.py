@@ -64,6 +64,7 @@ def choose(
     precision: str,
     decode: Callable[[Sequence[bytes]], torch.Tensor],
     class_names: Sequence[str],
+    settle_threads: bool = True,
 ) -> Variant:
     """Load the variants that this machine and this archive allow, check each, and return the one to serve with.
 
@@ -71,6 +72,7 @@ def choose(
         model_file: TorchScript, with the golden images and other forms of the model beside it.
         precision: `auto`, or the name of the one variant to serve with.
         decode: encoded images → uint8[N,C,H,W].
+        settle_threads: on a CPU, go down to one of torch's threads where several are no faster.
 
     Raises:
         GoldenMismatch: the fp32 model or the variant that `precision` names does not give the measured answers.
@@ -84,7 +86,8 @@ def choose(
         )
     folder = model_file.parent / "golden"
     images = cache(lambda: decode(golden.images(folder)))  # once for all variants
-    chosen = _try("fp32", forms.pop("fp32"), folder, images, class_names, settle_threads=device.type == "cpu")
+    settle_threads &= device.type == "cpu"
+    chosen = _try("fp32", forms.pop("fp32"), folder, images, class_names, settle_threads)
     for name, load in forms.items():
         if precision not in ("auto", name):
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from archive.build import build
 from client import scaling
 from client.__main__ import app
 from client.errors import BoundNotMet, ModelApiOff, NotTunable
 from client.torchserve import TorchServe
 from client.tuning import layouts
 from client.tuning.layouts import Layout
-from client.tuning.tune import Bench, Measured, choose, default_layout, neighbours, search
+from client.tuning.load import LoadResult
+from client.tuning.tune import Bench, Measured, choose, default_layout, neighbours, round_s, search
+from handler.settings import HandlerSettings, SettingsError
 from server import launch, processes
 from server.launch import RunningServer
 from tests.conftest import CONFIG, MODEL, ROOT, free_ports
@@ -47,10 +51,13 @@ handler:
   batchSize: 3
   top_k: 5   # five
 """
+WRITTEN_TEXT = CONFIG_TEXT.replace("Workers: 1", "Workers: 2").replace("ize: 8", "ize: 16").replace("ay: 5", "ay: 10")
 
 
-def measured(layout: Layout, requests_per_s: float, p99_ms: float = 10.0, failed: int = 0) -> Measured:
-    return Measured(layout, 8, requests_per_s, p99_ms / 2, p99_ms, failed)
+def measured(
+    layout: Layout, requests_per_s: float, p99_ms: float = 10.0, failed: int = 0, threads: int | None = None
+) -> Measured:
+    return Measured(layout, 8, requests_per_s, p99_ms / 2, p99_ms, failed, threads)
 
 
 def steep(layout: Layout) -> Measured:
@@ -62,27 +69,46 @@ def steep(layout: Layout) -> Measured:
     return measured(layout, 1000 - 50 * distance, p99_ms=layout.batch_size)
 
 
+def threaded(layout: Layout) -> Measured:
+    """The same machine, where a worker by itself takes its share of the cores and is faster with one thread."""
+    best = steep(layout)
+    taken = layout.threads or CORES // layout.workers
+    return replace(best, requests_per_s=best.requests_per_s - 10 * taken, threads=taken)
+
+
 def test_the_search_begins_with_the_default_and_ends_at_the_best() -> None:
     """From TorchServe's default over the corners to the top, no layout twice, none beyond the cores."""
-    found = list(search(steep, CORES, BOUND_MS, 50))
+    found = list(search(steep, CORES, CORES, BOUND_MS, 50))
     tried = [best.layout for best in found]
     assert tried[0] == default_layout(CORES) == Layout(4, 1, 100)
     assert max(found, key=lambda best: best.requests_per_s).layout == Layout(2, 16, 10)
     assert len(set(tried)) == len(tried) < 25
     assert all(1 <= layout.workers <= CORES for layout in tried)
-    assert len(list(search(steep, CORES, BOUND_MS, 3))) == 3
+    assert len(list(search(steep, CORES, CORES, BOUND_MS, 3))) == 3
+
+
+def test_the_threads_come_last() -> None:
+    """Of the best layout all numbers but the one that a worker took by itself, within the layouts that may be tried."""
+    tried = [best.layout for best in search(threaded, CORES, CORES, BOUND_MS, 50)]
+    assert tried[-2:] == [Layout(2, 16, 10, threads=1), Layout(2, 16, 10, threads=4)]
+    assert {layout.threads for layout in tried[:-2]} == {None}
+    assert max(search(threaded, CORES, CORES, BOUND_MS, 50), key=lambda best: best.requests_per_s).layout == tried[-2]
+    short = [best.layout for best in search(threaded, CORES, CORES, BOUND_MS, 4)]
+    assert [layout.threads for layout in short] == [None, None, None, 4]
+    assert [best.layout.threads for best in search(steep, CORES, CORES, BOUND_MS, 50)] == [None] * (len(tried) - 2)
+    assert [best.layout.threads for best in search(threaded, CORES, CORES, 0.1, 50)] == [None] * 4
 
 
 def test_the_search_stays_within_the_bound() -> None:
     """With a tight bound the same machine is searched elsewhere: what is too slow leads nowhere."""
-    tried = [best.layout for best in search(steep, CORES, 10.0, 50)]
+    tried = [best.layout for best in search(steep, CORES, CORES, 10.0, 50)]
     assert max(layout.batch_size for layout in tried) == 16
     assert all(layout.max_batch_delay_ms <= 5 for layout in tried if layout.batch_size > 1)
     assert neighbours(Layout(2, 1, 100), 2, BOUND_MS) == [Layout(2, 2, 5), Layout(1, 1, 100)]
 
 
 def test_what_does_not_hold_again_is_not_chosen() -> None:
-    """The fastest breaks the bound when measured again, the next fails a request: the third is taken as remeasured."""
+    """The fastest is too near the bound when measured again, the next fails a request: the third is taken."""
     fast, broken, third = Layout(1, 16, 5), Layout(1, 8, 5), Layout(1, 4, 5)
     near = Layout(1, 32, 5)
     found = [
@@ -96,8 +122,9 @@ def test_what_does_not_hold_again_is_not_chosen() -> None:
 
     def again(best: Measured) -> Measured:
         asked.append(best.layout)
-        spoilt = {fast: {"p99_ms": BOUND_MS + 0.1}, broken: {"failed": 1}}.get(best.layout, {})
-        return replace(best, requests_per_s=0.9 * best.requests_per_s, **spoilt)
+        p99_ms = 0.81 * BOUND_MS if best.layout == fast else best.p99_ms
+        failed = int(best.layout == broken)
+        return replace(best, requests_per_s=0.9 * best.requests_per_s, p99_ms=p99_ms, failed=failed)
 
     tuning = choose(found, again, CORES, BOUND_MS)
     assert (tuning.chosen.layout, tuning.chosen.requests_per_s) == (third, 900)
@@ -105,6 +132,29 @@ def test_what_does_not_hold_again_is_not_chosen() -> None:
     assert asked == [fast, broken, third, default_layout(CORES)]
     trusting = choose(found, lambda best: best, CORES, BOUND_MS)
     assert trusting.chosen.layout == fast
+
+
+def test_on_a_noisy_machine_the_choice_keeps_the_bound() -> None:
+    """Where every p99 is off by 15 % (a log-normal), two choices in a hundred break the bound once more measured."""
+    noise = random.Random(0)
+    typical_ms = {Layout(1, batch_size, 5): 2.0 * batch_size for batch_size in range(10, 40)}
+
+    def look(layout: Layout, rounds: int = 1) -> Measured:
+        worst_ms = max(typical_ms[layout] * math.exp(noise.gauss(0, 0.15)) for _ in range(rounds))
+        return measured(layout, 100.0 * layout.batch_size, worst_ms)
+
+    def broken(again: Callable[[Measured], Measured]) -> int:
+        chosen = (choose(list(map(look, typical_ms)), again, CORES, BOUND_MS).chosen.layout for _ in range(2000))
+        return sum(not look(layout).holds(BOUND_MS) for layout in chosen)
+
+    assert broken(lambda best: look(best.layout, rounds=3)) <= 40
+    assert broken(lambda best: best) > 400
+
+
+@pytest.mark.parametrize(("requests_per_s", "expected_s"), [(1000.0, 4.0), (10.0, 30.0), (1.0, 60.0)])
+def test_a_round_has_enough_requests(requests_per_s: float, expected_s: float) -> None:
+    """Twice a measurement's two seconds, or as long as 300 requests take, but no longer than a minute."""
+    assert round_s(requests_per_s, 2.0) == expected_s
 
 
 def test_the_default_is_chosen_where_nothing_beats_it() -> None:
@@ -121,7 +171,9 @@ def test_none_that_holds_is_an_error() -> None:
     """Where every layout fails, at once or when measured again, the nearest is named."""
     for p99_ms, again_ms in ((60.0, 60.0), (10.0, 70.0)):
         found = [measured(Layout(1, 8, 5), 1000, p99_ms)]
-        with pytest.raises(BoundNotMet, match=rf"keeps a p99 of 50 ms: the nearest was {again_ms} ms with 8 clients"):
+        with pytest.raises(
+            BoundNotMet, match=rf"p99 of 50 ms with a fifth to spare: the nearest was {again_ms} ms with 8 clients"
+        ):
             choose(found, lambda best, again_ms=again_ms: replace(best, p99_ms=again_ms), CORES, BOUND_MS)
 
 
@@ -130,12 +182,34 @@ def test_only_the_chosen_values_are_written(tmp_path: Path) -> None:
     file = tmp_path / "model-config.yaml"
     file.write_text(CONFIG_TEXT)
     layouts.write(tmp_path, Layout(2, 16, 10))
-    expected = CONFIG_TEXT.replace("Workers: 1", "Workers: 2").replace("batchSize: 8", "batchSize: 16")
-    assert file.read_text() == expected.replace("Delay: 5", "Delay: 10")
+    assert file.read_text() == WRITTEN_TEXT
     file.write_text("batchSize: 8")
     layouts.write(tmp_path, Layout(1, 4, 2))
     assert file.read_text() == "batchSize: 4\nminWorkers: 1\nmaxWorkers: 1\nmaxBatchDelay: 2\n"
     assert [path.name for path in tmp_path.iterdir()] == ["model-config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("section", "threads", "expected"),
+    [
+        ("  top_k: 5", 3, "  threads: 3\n  top_k: 5"),
+        ("  threads: null", 3, "  threads: 3"),
+        ("  # all\n\n    threads: 2   # two\n    a: 5\n", None, "  # all\n\n    threads: null   # two\n    a: 5\n"),
+        ("  top_k: 5\n  threads: 2\nx:\n  threads: 9", 4, "  top_k: 5\n  threads: 4\nx:\n  threads: 9"),
+        ("  top_k: 5", None, "  top_k: 5"),
+    ],
+)  # fmt: skip
+def test_threads_are_written_into_the_handlers_section(section: str, threads: int | None, expected: str) -> None:
+    """A number stands where one stood or comes first; without one, what stood there is taken back."""
+    head = "minWorkers: 2\nmaxWorkers: 2\nbatchSize: 16\nmaxBatchDelay: 10\nhandler:  # ours\n"
+    assert layouts.rewritten(head + section, Layout(2, 16, 10, threads), Path("f")) == head + expected
+
+
+@pytest.mark.parametrize("text", ["batchSize: 8\n", "batchSize: 8\nhandler: {top_k: 5}\n", "handler:\n"])
+def test_threads_for_nobody_are_refused(text: str) -> None:
+    """No section, one that is no lines, an empty one: what is to be written by hand is said."""
+    with pytest.raises(NotTunable, match="and threads: 2 of handler into it by hand"):
+        layouts.rewritten(text, Layout(1, 4, 2, 2), Path("f"))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +279,37 @@ def test_a_layout_is_served_as_it_says(own: RunningServer, store: Path, digit: b
         assert [file.name for file in store.iterdir()] == [f"{MODEL}.mar"]
 
 
+def test_the_threads_are_those_of_the_layout(own: RunningServer, store: Path) -> None:
+    """A worker takes the threads that it is told, but no more than there are cores; by itself its share of them."""
+    client, cores = own.client(), scaling.cores()
+    for layout, expected in ((Layout(cores, 4, 7), 1), (Layout(1, 4, 7, threads=cores + 1), cores)):
+        with layouts.registered(client, MODEL, store / f"{MODEL}.mar", layout) as version:
+            assert client.describe_worker(version)["threads"] == expected
+
+
+def test_what_is_written_is_archived(run: Path, tmp_path: Path) -> None:
+    """The archive that is built from the run afterwards has the layout; its recipe says how the model was trained."""
+    written = tmp_path / MODEL
+    shutil.copytree(run, written)
+    layouts.write(written, Layout(2, 16, 10, threads=1))
+    build(written, MODEL, "2.0", tmp_path)
+    with zipfile.ZipFile(tmp_path / f"{MODEL}.mar") as archive:
+        config = yaml.safe_load(archive.read("model-config.yaml"))
+        assert archive.read("recipe.yaml") == (run / "recipe.yaml").read_bytes()
+    assert config["handler"]["threads"] == 1
+    assert config.items() >= Layout(2, 16, 10).settings.items()
+
+
+@pytest.mark.parametrize("threads", [0, -1, "2", True, 1.5])
+def test_threads_are_a_whole_number(run: Path, threads: object) -> None:
+    """Anything else is refused by the worker as by training; a number and null are taken."""
+    section = yaml.safe_load((run / "model-config.yaml").read_text())["handler"]
+    assert section["threads"] is None
+    assert HandlerSettings.parse({**section, "threads": 3}, "f").threads == 3
+    with pytest.raises(SettingsError, match="f: threads: input should be"):
+        HandlerSettings.parse({**section, "threads": threads}, "f")
+
+
 def test_a_choice_is_measured_made_and_written(own: RunningServer, store: Path, run: Path, tmp_path: Path) -> None:
     """Two layouts: a row for each, the choice within the bound with its gain, and just its keys in the run folder."""
     copied = tmp_path / "run"
@@ -249,7 +354,10 @@ def test_a_bound_that_nothing_meets(own: RunningServer, store: Path, run: Path, 
     shutil.copy(run / "model-config.yaml", tmp_path)
     finished = tune(own, store, "--p99-ms", "0.01", "--seconds", "0.1", "--layouts", "1", "--write", tmp_path)
     assert finished.returncode == 1
-    assert re.fullmatch(r"error: no layout keeps a p99 of 0\.01 ms: the nearest was [\d.]+ ms .*\n", finished.stderr)
+    assert re.fullmatch(
+        r"error: no layout keeps a p99 of 0\.01 ms with a fifth to spare: the nearest was [\d.]+ ms .*\n",
+        finished.stderr,
+    )
     assert (tmp_path / "model-config.yaml").read_text() == (run / "model-config.yaml").read_text()
 
 
@@ -284,17 +392,23 @@ def test_what_a_killed_run_left_is_cleared(own: RunningServer, store: Path) -> N
 
 
 def test_a_layout_that_does_not_load_is_passed_over(own: RunningServer, store: Path) -> None:
-    """Workers that cannot load the model, as where memory is short, are a layout that fails and not the end."""
+    """Workers that cannot load the model, as where memory is short, are a layout that fails and never the end."""
     broken = store / f"{MODEL}-broken.mar"
     with zipfile.ZipFile(store / f"{MODEL}.mar") as archive, zipfile.ZipFile(broken, "w") as copy:
         for name in archive.namelist():
             copy.writestr(name, b"no model" if name == "model.pt" else archive.read(name))
     try:
-        best = Bench(own.client(), MODEL, broken, [b"no image"], BOUND_MS, 0.1).climb(Layout(1, 4, 7))
+        bench = Bench(own.client(), MODEL, broken, [b"no image"], BOUND_MS, 0.1)
+        for best in (bench.climb(Layout(1, 4, 7)), bench.again(measured(Layout(1, 4, 7), 1000))):
+            assert (best.clients, best.requests_per_s) == (0, 0)
+            assert not best.holds(math.inf)
     finally:
         broken.unlink()
-    assert (best.clients, best.requests_per_s) == (0, 0)
-    assert not best.holds(math.inf)
+
+
+def test_a_load_that_nobody_was_sent_has_no_throughput() -> None:
+    """As where the machine is so busy that the time is up before the first request."""
+    assert LoadResult([], 0.0).requests_per_s == 0
 
 
 def test_the_copy_differs_in_two_members(model_store: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from client.inputs import expand
 from client.torchserve import TorchServe
 from client.tuning import layouts
 from client.tuning import load as loading
+from client.tuning.layouts import Layout
 from client.tuning.load import LoadResult
 from client.tuning.tune import Bench, Measured, Tuning, choose, default_layout, search
 
@@ -81,7 +82,7 @@ def tune(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the workers, batch size and delay with the most requests/s within a latency. Exits 1 if none keeps it.
+    """Find the workers, batch size, delay and threads with the most requests/s within a latency. Exits 1 if none does.
 
     The server must be on this machine, with nothing else to do, and let models be registered (enable_model_api=true).
     """
@@ -91,14 +92,14 @@ def tune(
     server, cores = server_of(context), scaling.cores()
     archive = layouts.find_archive(server, model, model_store)
     if run is not None:
-        layouts.rewritten(layouts.read_config(run), default_layout(cores).settings, run / layouts.CONFIG_FILE)
+        layouts.rewritten(layouts.read_config(run), Layout(1, 1, 1, 1), run / layouts.CONFIG_FILE)
     data = [source.read() for source in expand(images)] if images else layouts.golden_images(archive)
     layouts.clear(server, model, archive)
     bench = Bench(server, model, archive, data, p99_ms, seconds)
     if not as_json:
         print(_HEADING, flush=True)
     found = []
-    for best in search(bench.climb, _most_workers(server, model, cores), p99_ms, most_layouts):
+    for best in search(bench.climb, _most_workers(server, model, cores), cores, p99_ms, most_layouts):
         found.append(best)
         if not as_json:
             print(_row(best, cores, _remark(best, p99_ms)), flush=True)
@@ -124,7 +125,8 @@ def _most_workers(server: TorchServe, model: str, cores: int) -> int:
 
 def _row(best: Measured, cores: int, remark: str) -> str:
     layout = best.layout
-    numbers = f"{layout.workers:7}  {layout.threads(cores):7}  {layout.batch_size:5}  {layout.max_batch_delay_ms:8}"
+    threads = "-" if best.threads is None else best.threads
+    numbers = f"{layout.workers:7}  {threads:>7}  {layout.batch_size:5}  {layout.max_batch_delay_ms:8}"
     load = f"{best.clients:7}  {best.requests_per_s:10.1f}  {best.p50_ms:7.1f}  {best.p99_ms:7.1f}"
     remarks = [remark, "TorchServe's default" if layout == default_layout(cores) else ""]
     return f"{numbers}  {load}  {', '.join(filter(None, remarks))}".rstrip()

@@ -1,7 +1,8 @@
 """How a model is laid out on a server, and how to try a layout beside the version that is served.
 
-TorchServe takes workers, batch size and delay from the archive's `model-config.yaml` alone, whatever the call that
-registers it says. So a layout is tried as a copy of the archive that differs in that file and in its version.
+What a server starts with is what the archive's `model-config.yaml` says: TorchServe takes workers, batch size and delay
+from there, and our handler its threads. So a layout is tried as a copy of the archive that differs in that file and in
+its version.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ CONFIG_FILE = "model-config.yaml"
 _MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 _VERSION_PREFIX = "tune-"
 _READY_TIMEOUT_S = 120.0
+_HANDLER_SECTION = re.compile(r"^handler:[^\n]*\n((?:(?:[ \t]+[^\n]*|[ \t]*#[^\n]*|)(?:\n|\Z))*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,17 @@ class Layout:
     workers: int
     batch_size: int
     max_batch_delay_ms: int
+    threads: int | None = None
+    """Of each worker; None leaves them to it: its share of the cores, or one where several are no faster."""
 
     @property
     def version(self) -> str:
-        return f"{_VERSION_PREFIX}{self.workers}-{self.batch_size}-{self.max_batch_delay_ms}"
+        numbers = (self.workers, self.batch_size, self.max_batch_delay_ms, self.threads)
+        return _VERSION_PREFIX + "-".join(str(number) for number in numbers if number is not None)
 
     @property
     def settings(self) -> dict[str, int]:
+        """What TorchServe reads; the threads are the handler's."""
         return {
             "minWorkers": self.workers,
             "maxWorkers": self.workers,
@@ -49,29 +55,43 @@ class Layout:
             "maxBatchDelay": self.max_batch_delay_ms,
         }
 
-    def threads(self, cores: int) -> int:
-        """Of each worker, as the handler takes them: its share of the cores."""
-        return max(1, cores // self.workers)
 
-
-def rewritten(text: str, settings: Mapping[str, int], source: Path) -> str:
-    """A `model-config.yaml` with these settings, and every other line and comment as it was.
+def rewritten(text: str, layout: Layout, source: Path) -> str:
+    """A `model-config.yaml` with this layout, and every other line and comment as it was.
 
     Raises:
-        NotTunable: it is not YAML that has a key on each line.
+        NotTunable: it is not YAML that has a key on each line, or has no handler that could be given threads.
     """
     changed = text
-    for key, value in settings.items():
-        changed, found = re.subn(rf"^{key}:[^\n#]*?(?=\s*(?:#.*)?$)", f"{key}: {value}", changed, flags=re.MULTILINE)
+    for key, value in layout.settings.items():
+        changed, found = re.subn(_line(key), f"{key}: {value}", changed, flags=re.MULTILINE)
         if not found:
             changed = f"{changed.rstrip()}\n{key}: {value}\n".lstrip()
     try:
-        wanted = {**(yaml.safe_load(text) or {}), **settings}
+        document = yaml.safe_load(text) or {}
+        wanted = {**document, **layout.settings}
+        if layout.threads is not None or "threads" in (document.get("handler") or {}):
+            wanted["handler"] = {**document["handler"], "threads": layout.threads}
+            changed = _HANDLER_SECTION.sub(lambda found: _with_threads(found, layout.threads), changed)
         if yaml.safe_load(changed) == wanted:
             return changed
-    except (yaml.YAMLError, TypeError):
+    except (yaml.YAMLError, TypeError, KeyError, ValueError):
         pass
-    raise NotTunable(f"{source}: expected YAML with a line for each key; write {settings} into it by hand")
+    by_hand = f"{layout.settings}" + (f" and threads: {layout.threads} of handler" if layout.threads else "")
+    raise NotTunable(f"{source}: expected YAML with a line for each key; write {by_hand} into it by hand")
+
+
+def _line(key: str) -> str:
+    """What a key and its value match where they are a line, but for a comment after them."""
+    return rf"^{key}:[^\n#]*?(?=\s*(?:#.*)?$)"
+
+
+def _with_threads(section: re.Match[str], threads: int | None) -> str:
+    """The section `handler`, with these threads where they stood or in a first line."""
+    lines, key = section[1], f"threads: {'null' if threads is None else threads}"
+    [indent, *_] = re.findall(r"^[ \t]+(?=[^\s#])", lines, re.MULTILINE)
+    changed, found = re.subn(_line(f"{indent}threads"), f"{indent}{key}", lines, flags=re.MULTILINE)
+    return section[0].removesuffix(lines) + (changed if found else f"{indent}{key}\n{lines}")
 
 
 def write(run: Path, layout: Layout) -> None:
@@ -84,7 +104,7 @@ def write(run: Path, layout: Layout) -> None:
     arriving = file.with_name(f".{CONFIG_FILE}.partial")
     text = read_config(run)
     try:
-        arriving.write_text(rewritten(text, layout.settings, file), encoding="utf-8")
+        arriving.write_text(rewritten(text, layout, file), encoding="utf-8")
         arriving.replace(file)
     finally:
         arriving.unlink(missing_ok=True)
@@ -172,7 +192,7 @@ def _copy(archive: Path, target: Path, layout: Layout) -> None:
         with _opened(archive) as source, zipfile.ZipFile(arriving, "w") as copy:
             manifest = json.loads(source.read(_MANIFEST_FILE))
             manifest["model"]["modelVersion"] = layout.version
-            config = rewritten(source.read(CONFIG_FILE).decode(), layout.settings, archive / CONFIG_FILE)
+            config = rewritten(source.read(CONFIG_FILE).decode(), layout, archive / CONFIG_FILE)
             changed = {_MANIFEST_FILE: json.dumps(manifest), CONFIG_FILE: config}
             for info in source.infolist():
                 if info.filename in changed:

@@ -79,7 +79,7 @@ class LoadResult:
     @property
     def requests_per_s(self) -> float:
         """Answered with 200, a second."""
-        return self.counts.get(SUCCESS, 0) / self.seconds
+        return self.counts.get(SUCCESS, 0) / self.seconds if self.answers else 0.0
 
     @cached_property
     def latencies_ms(self) -> list[float]:
