@@ -1,7 +1,8 @@
 """Every key that TorchServe 0.12 reads in its `.properties` file, with what it expects and what it takes otherwise.
 
 Read from the class `ConfigManager` of the installed `model-server.jar`; a test compares both. So are the keys within
-`models`, from `Model`, and those of an archive's `model-config.yaml`, from `ModelConfig`.
+`models`, from `Model`, those of an archive's `model-config.yaml`, from `ModelConfig`, and the parameters of a call that
+registers a model, from `RegisterModelRequest`.
 """
 
 from __future__ import annotations
@@ -144,6 +145,21 @@ MODEL_KEYS: dict[str, Kind] = {
     "runtimeType": "text",
 }
 """Of each version in `models={"NAME": {"VERSION": {...}}}`."""
+
+REGISTER_KEYS: dict[str, Kind] = {
+    "url": "text",
+    "model_name": "text",
+    "handler": "text",
+    "runtime": "text",
+    "batch_size": "integer",
+    "max_batch_delay": "integer",
+    "initial_workers": "integer",
+    "response_timeout": "integer",
+    "startup_timeout": "integer",
+    "synchronous": "boolean",
+    "s3_sse_kms": "boolean",
+}
+"""Of `POST /models?KEY=VALUE&...`."""
 
 CONFIG_KEYS = (
     "minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "deviceType",

@@ -136,10 +136,11 @@ def _type_problem(key: str, value: Value) -> str | None:
     shown = "..." if known.secret else value.text
     if missing := _VARIABLE.search(value.text):
         return f"{key}={shown}: the environment has no variable {missing[1]}; set it, or write the value out"
-    return None if _fits(known, value.text) else f"{key}={shown}: expected {known.expected}"
+    return None if fits(known, value.text) else f"{key}={shown}: expected {known.expected}"
 
 
-def _fits(known: Key, text: str) -> bool:
+def fits(known: Key, text: str) -> bool:
+    """Whether TorchServe can read the text as what the key takes."""
     match known.kind:
         case "boolean":
             return text.lower() in ("true", "false")

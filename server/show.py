@@ -25,22 +25,31 @@ from server.properties import Properties, Value
 def config(
     file: Annotated[Path, typer.Argument(help="A .properties file.")],
     model_store: Annotated[Path, typer.Option(help="Whose archives to look at.")] = ROOT / "model_store",
+    register: Annotated[
+        str | None,
+        typer.Option(
+            metavar="QUERY", help="Show what POST /models?QUERY would give, such as url=NAME.mar&batch_size=8."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Show what TorchServe makes of a configuration; exits 1 where it would not do what is written."""
     read = properties.read(file)
     models = [] if read.refusals else effective.models(read, model_store)
+    registered = None
+    if register is not None and not read.refusals:
+        registered = effective.registered(read, model_store, register)
     if as_json:
-        print(json.dumps(_document(read, models), indent=1))
+        print(json.dumps(_document(read, models, registered), indent=1))
     elif not read.refusals:
-        _print_tables(read, models, Console(highlight=False, soft_wrap=True))
+        _print_tables(read, models, registered, Console(highlight=False, soft_wrap=True))
     for refusal in read.refusals:
         print(f"error: {refusal}", file=sys.stderr)
     if read.refusals:
         raise typer.Exit(1)
 
 
-def _document(read: Properties, models: list[ModelSettings]) -> dict[str, Any]:
+def _document(read: Properties, models: list[ModelSettings], registered: ModelSettings | None) -> dict[str, Any]:
     """Everything as JSON knows it; secrets are left out."""
     return {
         "settings": {
@@ -52,12 +61,15 @@ def _document(read: Properties, models: list[ModelSettings]) -> dict[str, Any]:
             for key, known in KEYS.items()
         },
         "models": [asdict(model) for model in models],
+        "registered": registered and asdict(registered),
         "refusals": read.refusals,
     }
 
 
-def _print_tables(read: Properties, models: list[ModelSettings], console: Console) -> None:
-    """Print each key's value and where it is from, then what each archive is served with."""
+def _print_tables(
+    read: Properties, models: list[ModelSettings], registered: ModelSettings | None, console: Console
+) -> None:
+    """Print each key's value and where it is from, then what each archive and the registered one are served with."""
     keys = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("key", "value", "from"):
         keys.add_column(name, no_wrap=name != "value", overflow="fold")
@@ -67,6 +79,15 @@ def _print_tables(read: Properties, models: list[ModelSettings], console: Consol
         text = escape(_shown(read, key) or "–")
         keys.add_row(key, f"[bold]{text}[/]" if changed else text, _where(value) if value else "[dim]default[/]")
     console.print(keys)
+    _print_models(models, console)
+    if registered is not None:
+        console.print("\nby the call that registers it:", end="")
+        _print_models([registered], console)
+        if not read.is_true("enable_model_api"):
+            console.print("enable_model_api is false: the call is answered with 405")
+
+
+def _print_models(models: list[ModelSettings], console: Console) -> None:
     if models:
         console.print()
         console.print(_models(models))
