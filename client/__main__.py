@@ -6,6 +6,7 @@ python -m client predict lenet5-digits digit.png
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -110,14 +111,21 @@ def scale(
 def register(
     context: typer.Context,
     archive: Annotated[str, typer.Argument(metavar="FILE.mar|NAME", help="An archive in the server's model store.")],
-    workers: Annotated[int, typer.Option(min=1, help="How many workers load it.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many workers load it; default: as the archive says, or one.")
+    ] = None,
     ceiling: Ceiling = None,
     timeout_s: Timeout = 120,
 ) -> None:
     """Register an archive of the server's model store and wait until its workers have loaded it."""
     server = server_of(context)
-    scaling.check(server, Path(archive).name.removesuffix(".mar"), workers, ceiling, beside=True)
-    print(server.register(archive, workers, timeout_s))
+    scaling.check(server, Path(archive).name.removesuffix(".mar"), workers or 1, ceiling, beside=True)
+    status = server.register(archive, workers or 1, timeout_s)
+    print(status)
+    registered = re.search(r'"(.+)" Version: (\S+) registered with (\d+)', status)
+    if workers and registered and int(registered[3]) != workers:  # TorchServe goes by the archive's model-config.yaml
+        server.scale(f"{registered[1]}/{registered[2]}", workers, timeout_s)
+        print(f"{registered[1]}/{registered[2]}: {workers} workers ready")
 
 
 @app.command(epilog="Example: python -m client unregister lenet5-digits/1.0")

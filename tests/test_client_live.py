@@ -285,11 +285,18 @@ def test_without_workers_the_error_says_so(own: RunningServer, harmed: TorchServ
 
 
 def test_models_come_and_go(own: RunningServer, harmed: TorchServe, digit: bytes) -> None:
-    """Unregistered, a model is not found; registered again by its file's path, it answers at once; a default is set."""
+    """Unregistered, a model is not found; registered again by its file's path, it has the workers that were asked for
+    or the archive's, and answers at once; a default is set."""
     assert "unregistered" in command(own, "unregister", MODEL).stdout
     with pytest.raises(ModelNotFound):
         harmed.predict(MODEL, digit)
+    both = command(own, "register", f"model_store/{MODEL}.mar", "--workers", "2", "--ceiling", "2").stdout
+    assert "registered with 1 initial workers" in both  # as its model-config.yaml says
+    assert both.splitlines()[1:] == [f"{MODEL}/1.0: 2 workers ready"]
+    assert harmed.ready_workers(MODEL) == 2
+    command(own, "unregister", MODEL)
     assert "registered with 1 initial workers" in command(own, "register", f"model_store/{MODEL}.mar").stdout
+    assert harmed.ready_workers(MODEL) == 1
     assert len(harmed.predict(MODEL, digit)) == 5
     assert '"1.0"' in command(own, "set-default", MODEL, "1.0").stdout
     missing = command(own, "set-default", MODEL, "9.9")
