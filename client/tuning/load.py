@@ -180,10 +180,11 @@ class _Load:
                         watch(time.perf_counter() - self._start, sum(map(len, rows)))
         finally:
             self._stop.set()
-            for wire in wires:
+            for thread, wire in zip(threads, wires, strict=True):
+                while thread.is_alive():  # one that was about to connect has done so since
+                    wire.close()
+                    thread.join(_WATCH_INTERVAL_S)
                 wire.close()
-            for thread in threads:
-                thread.join()
         answers = [Answer(*row) for part in rows for row in part]
         return LoadResult(answers, max((row.due_s + row.latency_ms / 1e3 for row in answers), default=0.0))
 
