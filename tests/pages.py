@@ -53,6 +53,7 @@ CLAIMS = {
         "scripts/archive.sh runs/NAME --quantise": "tests/test_quantise.py::test_the_archive_script_quantises_first",
     },
     "docs/monitoring.md": {
+        "python -m client ready": "tests/test_monitoring.py::readiness_of",
         "prometheus": "tests/test_monitoring.py::prometheus",
         "promtool": "tests/test_monitoring.py::test_configuration_and_rules_are_valid",
     },

@@ -19,40 +19,6 @@ from tests import write_commands
 from tests.conftest import CONFIG, ROOT
 from tests.pages import CLAIMS, COMMANDS, PAGES, SHOWN, fences
 
-<<<<<<< HEAD
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text()
-    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*/README.md")])
-}
-# What runs a page's blocks of bash: a test, or none for want of what they need; by their first words where they differ.
-BLOCKS = {
-    "README.md": {"": "tests/test_readme.py::test_the_commands_of_the_readme"},
-    "CONTRIBUTING.md": {"": "needs a session of its own: .ci/run is both commands"},
-    "docs/own-images.md": {"": "tests/test_docs.py::test_your_own_images"},
-    "docs/client.md": {"": "tests/test_client_commands.py::test_every_example_is_understood"},
-    "docs/edge.md": {
-        "cp -r deploy/nginx edge": "tests/test_edge.py::test_every_server_gets_requests",
-        "curl": "tests/test_edge.py::test_tls_is_verified",
-    },
-    "docs/leaving-torchserve.md": {
-        "python -m archive export": "tests/test_homes.py::test_the_docs_commands_run",
-        "python -m archive compare": "tests/test_homes.py::test_compare_tells_the_changed_form_from_the_others",
-        "scripts/archive.sh runs/NAME --quantise": "tests/test_quantise.py::test_the_archive_script_quantises_first",
-    },
-    "docs/monitoring.md": {
-        "python -m client ready": "tests/test_monitoring.py::readiness_of",
-        "prometheus": "tests/test_monitoring.py::prometheus",
-        "promtool": "tests/test_monitoring.py::test_configuration_and_rules_are_valid",
-    },
-    "docs/containers.md": {
-        "docker build": "needs a Docker engine: deploy/docker/prove.sh carries the Dockerfile out without one",
-        "openssl": "needs a Docker engine: tests/test_containers.py validates what it starts",
-    },
-    "deploy/libtorch/README.md": {"": "tests/test_libtorch.py::test_the_readme"},
-    "docs/kubernetes.md": {"kubectl": "needs a cluster: tests/test_kubernetes.py validates what it applies"},
-}
-=======
->>>>>>> 2de6516 (Run every command block of the docs, or say what it would need; write the changelog for users)
 SCRIPTS = {
     "scripts/archive.sh": ("archive", "build"), "scripts/serve.sh": ("server", "start"),
     "scripts/stop.sh": ("server", "stop"),
