@@ -60,6 +60,7 @@ class TorchServe:
     ) -> None:
         self.url = url.rstrip("/")
         self.management_url = (management_url or next_port(self.url)).rstrip("/")
+        self.key_file = key_file
         self.retry_s = retry_s
         self.certificate_authority = certificate_authority
         urls: dict[Api, str] = {"inference": self.url, "management": self.management_url}

@@ -19,9 +19,17 @@ from typing import Literal
 
 import requests
 
-from client import golden
+from client.edge.images import GoldenFile
 from client.edge.servers import EdgeConfig, EdgeEntry, ServerEntry
-from client.errors import ClientError, NotAuthorized, NothingListens, NotReady, ServerBusy, ServerUnreachable
+from client.errors import (
+    ClientError,
+    NotAsMeasured,
+    NotAuthorized,
+    NothingListens,
+    NotReady,
+    ServerBusy,
+    ServerUnreachable,
+)
 from client.golden import GoldenImage
 from client.readiness import ANSWER_TIMEOUT_S
 from client.tokens import SENDABLE as _SENDABLE
@@ -33,7 +41,8 @@ _LATE_LOOKS = 3
 # Tokens are renewed this long before they expire, or a half of their life where that is shorter: before a client of the
 # same server would, since the edge must have the new one at once.
 _RENEWAL_MARGIN_S, _RENEWAL_SHARE, _RENEWAL_PAUSE_S = 120.0, 0.5, 5.0
-
+_PROMOTION_S = 0.5
+"""A promotion makes the new version the default a moment before its archive takes the old one's place."""
 
 State = Literal["ready", "slow", "out"]
 
@@ -51,12 +60,13 @@ class Server:
 
     Args:
         folder: from where the entry's paths are seen.
-        images: the models that must be ready, with their golden images.
+        golden_files: the models that must be ready, each with its golden images if it has any.
     """
 
-    def __init__(self, entry: ServerEntry, folder: Path, images: Mapping[str, Sequence[GoldenImage]]) -> None:
+    def __init__(self, entry: ServerEntry, folder: Path, golden_files: Mapping[str, GoldenFile | None]) -> None:
         self.entry = entry
-        self._images = images
+        self._golden_files = golden_files
+        self._measured = {model: golden.images for model, golden in golden_files.items() if golden}
         self._ready_file = folder / entry.ready_file if entry.ready_file else None
         key_file = folder / entry.key_file
         self._tokens = Tokens(key_file, {})
@@ -76,7 +86,7 @@ class Server:
         return self._token.value
 
     def look(self) -> Look:
-        """Ask it once; takes at most twice `ANSWER_TIMEOUT_S` for each model."""
+        """Ask it once; takes at most three times `ANSWER_TIMEOUT_S` for each model, and half a second."""
         if self.entry.drained:
             return Look("out", "drained")
         if self._ready_file and not self._ready_file.exists():
@@ -89,7 +99,7 @@ class Server:
         if_late: State = "out"
         try:
             self._take_token()
-            lacking = [reason for model in self._images if (reason := self._lacking_workers(model))]
+            lacking = [reason for model in self._golden_files if (reason := self._lacking_workers(model))]
             if_late = "slow"  # TorchServe itself is on time
             self._check_answers()
         except ClientError as error:
@@ -120,13 +130,28 @@ class Server:
 
     def _check_answers(self) -> None:
         """Raises:
-        ClientError: a golden image, the next one at each look, is not answered as training measured.
+        ClientError: a golden image is not answered as training measured, be it with the images that this server was
+            last right about or with those that their file has by now.
         """
-        for model, images in self._images.items():
-            if images:
-                image = images[self._looks % len(images)]
-                with suppress(ServerBusy):
-                    image.check(self._client.predict(model, image.data))
+        for model, golden in self._golden_files.items():
+            if golden is None:
+                continue
+            with suppress(ServerBusy):
+                try:
+                    self._check_answer(model, self._measured[model])
+                except NotAsMeasured:
+                    if golden.images is self._measured[model]:
+                        time.sleep(_PROMOTION_S)
+                        golden.refresh()
+                    if golden.images is self._measured[model]:
+                        raise
+                    self._check_answer(model, golden.images)
+                    self._measured[model] = golden.images
+
+    def _check_answer(self, model: str, images: Sequence[GoldenImage]) -> None:
+        """Ask for one of them, the next one at each look."""
+        image = images[self._looks % len(images)]
+        image.check(self._client.predict(model, image.data))
 
     def is_due(self) -> bool:
         """Whether the token is to be renewed now."""
@@ -203,16 +228,13 @@ class InnerEdge:
 Backend = Server | InnerEdge
 
 
-def of(config: EdgeConfig, folder: Path) -> list[Backend]:
+def of(config: EdgeConfig, folder: Path, golden_files: Mapping[str, GoldenFile | None]) -> list[Backend]:
     """The backends of a `servers.yaml` in `folder`.
 
     Raises:
-        ClientError: golden images that it names cannot be read.
+        ClientError: the environment has tokens, which would go before theirs.
     """
     if given := [name for name in VARIABLES.values() if os.environ.get(name)]:
         raise ClientError(f"unset {' and '.join(given)}: each server behind an edge has tokens of its own")
-    images = {
-        model: golden.read(folder / place, config.tolerance) if place else [] for model, place in config.models.items()
-    }
-    servers = [Server(entry, folder, images) for entry in config.servers]
+    servers = [Server(entry, folder, golden_files) for entry in config.servers]
     return [*servers, *(InnerEdge(entry, folder) for entry in config.edges)]

@@ -21,12 +21,15 @@ from urllib.parse import urlsplit
 
 import typer
 
+from client import locks
 from client.command_line import complain, reports_errors
 from client.edge import backends as edge_backends
 from client.edge import servers as edge_servers
 from client.edge.backends import Backend, Look
+from client.edge.images import GoldenFile
 from client.edge.nginx import Nginx
 from client.edge.servers import EdgeConfig, EdgeEntry, ServerEntry
+from client.edge.share import LEASE_S, LentShare
 from client.errors import ClientError
 
 _INTERVAL_S = 1.0
@@ -56,6 +59,8 @@ class Edge:
         self._in_service = self.nginx.run / "in-service"
         self._in_service.mkdir(mode=0o755, exist_ok=True)
         self._pool = ThreadPoolExecutor(_MOST_SERVERS, thread_name_prefix="look")
+        self._share = LentShare(self.folder)
+        self._golden_files: dict[str, GoldenFile | None] = {}
         self._read: EdgeConfig | None = None
         self._running: object = None
         self._said: dict[str, str] = {}
@@ -64,8 +69,12 @@ class Edge:
         """Keep it up until `stop`, then let nginx finish.
 
         Raises:
-            ClientError: it cannot be started. Once it runs, whatever is wrong is said and tried again.
+            ClientError: it cannot be started, or runs already. Once it runs, whatever is wrong is said and tried again.
         """
+        with locks.held(self.nginx.watch_lock, ClientError(f"an edge runs in {self.folder} already")):
+            self._run(stop)
+
+    def _run(self, stop: threading.Event) -> None:
         self.turn()
         self._say("edge", f"serves {len(self.backends)} servers from {self.folder}")
         while not stop.wait(_INTERVAL_S):
@@ -99,21 +108,33 @@ class Edge:
             raise problem
 
     def _read_servers(self) -> ClientError | None:
-        """Take `servers.yaml` where it has changed; returns what is wrong with it, unless nothing came before."""
+        """Take `servers.yaml` and golden images where they have changed; returns what is wrong with them, unless
+        nothing came before."""
         path = self.folder / "servers.yaml"
         try:
             config = edge_servers.read(path)
             if config != self._read:
-                backends = edge_backends.of(config, self.folder)
                 same = self._read and (config.models, config.tolerance) == (self._read.models, self._read.tolerance)
+                golden_files = self._golden_files if same else self._open(config)
+                backends = edge_backends.of(config, self.folder, golden_files)
                 known = {backend.entry: backend for backend in self.backends if same}
                 self.backends = [known.get(backend.entry, backend) for backend in backends]
+                self._golden_files = golden_files
                 self._read = config
+            for golden in self._golden_files.values():
+                if golden is not None:
+                    golden.refresh()
         except ClientError as error:
             if not self.backends:
                 raise
             return error
         return None
+
+    def _open(self, config: EdgeConfig) -> dict[str, GoldenFile | None]:
+        return {
+            model: GoldenFile(self.folder / place, config.tolerance) if place else None
+            for model, place in config.models.items()
+        }
 
     def _take_out_all_but(self, names: set[str]) -> None:
         for mark in self._in_service.iterdir():
@@ -127,8 +148,14 @@ class Edge:
         if not self.nginx.is_running():
             self._write(state[0])
             self.nginx.start()
-        elif due or state != self._running:
+        elif due or state != self._running or self._share.has_expired() or self.nginx.was_left_changing():
             with self.nginx.change():
+                if self._share.has_expired():  # still, for another rollout may have come meanwhile
+                    self._share.take_back()
+                    complain(
+                        f"the share in canary.conf was not renewed for {LEASE_S:g} s, so its rollout has ended: every "
+                        "request gets the default version again"
+                    )
                 for backend in due:
                     try:
                         backend.renew()

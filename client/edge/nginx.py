@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from client import locks
 from client.errors import ClientError
 
 _CLOSING_S = 1.0
@@ -33,6 +34,9 @@ class Nginx:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self.run = self.folder / "run"
+        self.watch_lock = self.run / "watch.lock"
+        """Held by the command `edge` that watches over this nginx."""
+        self._change_lock = self.run / "lock"
         for place in (self.run, self.folder / "logs"):
             place.mkdir(mode=0o700, exist_ok=True)
         if os.geteuid() == 0:  # nginx's workers run as the folder's owner, and its sockets are in run/
@@ -59,7 +63,7 @@ class Nginx:
             ClientError: it refuses that, and goes on with what it had.
         """
         closing = self.run / "closing"
-        with (self.run / "lock").open("w") as lock:
+        with self._change_lock.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._call("-t")  # a file that was spoilt meanwhile costs nobody a connection
             closing.touch()
@@ -70,6 +74,10 @@ class Nginx:
                 self._reload()
             finally:
                 closing.unlink(missing_ok=True)
+
+    def was_left_changing(self) -> bool:
+        """Whether who began a change was killed, so that every answer ends its connection until the next one."""
+        return (self.run / "closing").exists() and not locks.is_held(self._change_lock)
 
     def stop(self) -> None:
         """Let it answer what it has taken, for a minute at most, and end."""

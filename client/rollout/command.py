@@ -7,23 +7,25 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from client import scaling
+from client import locks, scaling
 from client.command_line import AsJson, Ceiling, Timeout, complain, reports_errors, server_of
 from client.edge.share import EdgeShare
 from client.errors import RolloutRefused
 from client.inputs import expand
 from client.rollout.comparison import Comparison, Limits, Plan, compare
-from client.rollout.versions import Rollout
+from client.rollout.versions import INTERRUPTS, Rollout
+from client.torchserve import TorchServe
 
 _ANSWER_TIMEOUT_S = 30.0
 _LEAST_QUIET_S = 1.0
@@ -62,13 +64,16 @@ def rollout(
     as_json: AsJson = False,
 ) -> None:
     """Replace a model's version if a new one answers as well. Exits 1 if it does not, and the old one serves on."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was registered must go then too
+    for number in INTERRUPTS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)  # what was registered must go then too
     limits = Limits(_share("--max-errors", max_errors), max_p99_ratio, _share("--max-disagreement", max_disagreement),
                     min_compared)  # fmt: skip
     server = server_of(context, timeout_s=_ANSWER_TIMEOUT_S, retry_s=0)
     edge_share = EdgeShare(edge) if edge else None
     if abort:
-        _abort(Rollout(server, model, edge_share))
+        with _alone(server, model, edge_share):
+            _abort(Rollout(server, model, edge_share))
         return
     if archive is None or not images:
         raise RolloutRefused("name the new archive and --images, or --abort to clear away what a killed rollout left")
@@ -79,20 +84,44 @@ def rollout(
             "larger --canary or --rate"
         )
     archive = Path(archive).name.removesuffix(".mar") + ".mar"
-    this = Rollout(server, model, edge_share, _in_store(model_store, archive, model))
-    workers = workers or this.old_workers or 1
-    scaling.check(server, model, workers, ceiling, beside=True)
-    try:
-        this.start(archive, workers, timeout_s)
-        comparison, reasons = _decide(this, plan, limits)
-    except (KeyboardInterrupt, OSError):
-        print(f"{archive} was rolled back and {this.old} serves on", file=sys.stderr)
-        raise
+    with _alone(server, model, edge_share) as alone:
+        this = Rollout(server, model, edge_share, _in_store(model_store, archive, model), alone)
+        workers = workers or this.old_workers or 1
+        scaling.check(server, model, workers, ceiling, beside=True)
+        try:
+            this.start(archive, workers, timeout_s)
+            comparison, reasons = _decide(this, plan, limits)
+        except (KeyboardInterrupt, OSError):
+            print(f"{archive} was rolled back and {this.old} serves on", file=sys.stderr)
+            raise
     _show(this, comparison, reasons, as_json)
     _hint(model, archive, promoted=not reasons, renamed=this.archive is not None)
     if reasons:
         complain(f"{model} {this.new} was rolled back and {this.old} serves on: {'; '.join(reasons)}")
         raise typer.Exit(1)
+
+
+@contextmanager
+def _alone(server: TorchServe, model: str, edge: EdgeShare | None) -> Iterator[bool]:
+    """Keep other rollouts of this model, or at this edge, away for as long as this process lives.
+
+    Yields:
+        Whether that holds for the server: it is on this machine, and so is its key file, beside which the lock is.
+
+    Raises:
+        RolloutRefused: another one is under way.
+    """
+    with ExitStack() as stack:
+        if edge is not None:
+            refusal = RolloutRefused(f"another rollout is under way at the edge in {edge.nginx.folder}: one at a time")
+            stack.enter_context(locks.held(edge.nginx.run / "rollout.lock", refusal))
+        lock = server.key_file.with_name(f".rollout-{quote(model, safe='')}.lock")
+        has_lock = False
+        if server.key_file.exists():
+            with suppress(OSError):  # as where its directory is read-only
+                stack.enter_context(locks.held(lock, RolloutRefused(f"another rollout of {model} is under way")))
+                has_lock = True
+        yield has_lock and scaling.is_here(server.management_url)
 
 
 def _decide(this: Rollout, plan: Plan, limits: Limits) -> tuple[Comparison, list[str]]:

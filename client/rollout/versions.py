@@ -2,7 +2,8 @@
 
 The old version stays the default until one single call, `set-default`. Whatever is killed before it leaves the old
 version serving, and beside it a new one that nobody is sent to, but for an edge's share; killed after it, the new one
-serves and the old one waits to be removed. The next rollout of the same archive, or `--abort`, clears either away.
+serves and the old one waits to be removed. The next rollout of the same archive, or `--abort`, clears either away. The
+edge takes back a share by itself.
 
 A server that starts again takes NAME.mar, which is the old version until the new one is promoted: then the new archive
 takes that name, by one rename.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from client.edge.share import EdgeShare
 from client.errors import ClientError, RequestRefused, RolloutRefused
 from client.torchserve import TorchServe
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CONFLICT = 409
 _APPEAR_TIMEOUT_S = 2.0
 _DRAIN_TIMEOUT_S = 30.0
@@ -33,6 +35,7 @@ class Rollout:
     Args:
         edge: gives the new version a share of the real requests.
         archive: the new version's file where the server's model store is at hand; it becomes NAME.mar there.
+        alone: no other rollout of this model can be under way, so what is beside the default is left over.
 
     Raises:
         ModelNotFound: there is no old version.
@@ -40,11 +43,16 @@ class Rollout:
     """
 
     def __init__(
-        self, server: TorchServe, model: str, edge: EdgeShare | None = None, archive: Path | None = None
+        self,
+        server: TorchServe,
+        model: str,
+        edge: EdgeShare | None = None,
+        archive: Path | None = None,
+        alone: bool = True,
     ) -> None:
         if "/" in model:
             raise RolloutRefused(f"{model}: name the model alone, its default version is the old one")
-        self.server, self.model, self.edge, self.archive = server, model, edge, archive
+        self.server, self.model, self.edge, self.archive, self.alone = server, model, edge, archive, alone
         description = server.describe(model)
         self.old: str = description["modelVersion"]
         self.old_workers = len(description["workers"])
@@ -56,21 +64,32 @@ class Rollout:
         A version of the same number that is not the default is what a killed rollout left, and is registered anew.
 
         Raises:
-            RolloutRefused: it is the default already, or does not load.
+            RolloutRefused: it is the default already, or does not load; or another rollout may be under way.
             ClientError: as `TorchServe.register`; whatever is raised, the new version is removed first.
         """
+        before = set(self.server.versions(self.model))
+        if not self.alone and (others := sorted(before - {self.old})):
+            raise self._refusal(others)
         if self.edge is not None:
             self.edge.withdraw()
-        before = set(self.server.versions(self.model))
         try:
             try:
                 self.server.register(archive, workers, timeout_s, self.model)
             except RequestRefused as error:
                 if error.status != _CONFLICT:
                     raise
-                before.remove(self._remove_left_over(error))
+                left_over = self._left_over(error)
+                if not self.alone:
+                    before.add(left_over)
+                    raise self._refusal([left_over]) from None
+                self.server.unregister(self.model, left_over)
+                before.discard(left_over)
                 self.server.register(archive, workers, timeout_s, self.model)
-            [self.new] = set(self.server.versions(self.model)) - before
+            arrived = set(self.server.versions(self.model)) - before
+            if len(arrived) > 1:
+                before |= arrived
+                raise self._refusal(sorted(arrived))
+            [self.new] = arrived
             self.server.scale(f"{self.model}/{self.new}", workers, timeout_s)
         except BaseException as error:
             with _clearing_up(self.model):
@@ -135,8 +154,14 @@ class Rollout:
                 f"mv {archive} {target} ({error.strerror})"
             ) from None
 
-    def _remove_left_over(self, conflict: RequestRefused) -> str:
-        """The version that is in the new one's way, once it is removed.
+    def _refusal(self, others: Sequence[str]) -> RolloutRefused:
+        return RolloutRefused(
+            f"{self.model} {', '.join(others)} is beside {self.old}, and another rollout may be under way; if none is: "
+            f"python -m client rollout {self.model} --abort"
+        )
+
+    def _left_over(self, conflict: RequestRefused) -> str:
+        """The version that is in the new one's way.
 
         Raises:
             RolloutRefused: it is the default.
@@ -149,7 +174,6 @@ class Rollout:
                 f"{self.model} serves {self.old} by default already: give the new archive a higher version (scripts/"
                 "archive.sh RUN --version); --abort removes other versions that a killed rollout left"
             )
-        self.server.unregister(self.model, found[1])
         return found[1]
 
     def _remove_arrived(self, before: set[str], wait_s: float) -> None:
@@ -171,12 +195,12 @@ class Rollout:
 
 @contextmanager
 def _clearing_up(model: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait in vain: what goes on within ends by itself.
+    """Ctrl-C, SIGTERM and SIGHUP wait in vain: what goes on within ends by itself.
 
     Raises:
         RolloutRefused: instead of what stopped it, with the way to go on.
     """
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS}
     try:
         yield
     except ClientError as error:
