@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,10 @@ TEMPLATE = ROOT / "deploy" / "nginx"
 KEY = "0123456789abcdef" * 4
 READ_TIMEOUT_S = 3.0
 HEADER_TIMEOUT_S = 2.0
+TAKEN_BACK_WITHIN_S = 10.0
+"""What docs/edge.md says of a share whose rollout was killed."""
+SAID = ".said"
+"""Hidden, since a change of what nginx may read is a reason for a new configuration."""
 PAUSE_S = 0.005
 """Between two requests of one client: the servers are to be harmed, not measured."""
 
@@ -54,7 +59,12 @@ class RunningEdge:
 
     @property
     def said(self) -> str:
-        return (self.folder / "said").read_text()
+        return (self.folder / SAID).read_text()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Of plain HTTP."""
+        return "127.0.0.1", int(self.url.rpartition(":")[2])
 
     def predict(self, image: bytes, key: str | None = KEY, model: str = MODEL) -> requests.Response:
         with plain_session(key) as session:
@@ -150,6 +160,20 @@ def certificate_command() -> str:
     return str(line)
 
 
+def without_retries(folder: Path) -> None:
+    """Have no other server asked when one fails."""
+    conf = folder / "nginx.conf"
+    conf.write_text(re.sub(r"proxy_next_upstream error .*;", "proxy_next_upstream off;", conf.read_text()))
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the other side ends it."""
+    try:
+        return not connection.recv(1) or True
+    except ConnectionResetError:
+        return True
+
+
 def substitute(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert old in text
@@ -159,7 +183,7 @@ def substitute(file: Path, old: str, new: str) -> None:
 @contextmanager
 def running(folder: Path, port: int, *, wait: bool = True) -> Iterator[RunningEdge]:
     """The command `edge` on a folder, until it is stopped in order."""
-    with (folder / "said").open("ab") as said:
+    with (folder / SAID).open("ab") as said:
         process = start(folder, said.fileno())
     edge = RunningEdge(folder, f"http://127.0.0.1:{port}", f"https://localhost:{port + 1}", process)
     try:
@@ -190,3 +214,9 @@ def behind(servers: Mapping[str, RunningServer], golden: Path | None = None) -> 
         for name, server in servers.items()
     ]
     return {"models": {MODEL: str(golden) if golden else None}, "servers": entries}
+
+
+def before_nothing(port: int) -> dict[str, object]:
+    """What servers.yaml says where nobody listens behind the edge on this port."""
+    server = {"name": "a", "url": f"http://127.0.0.1:{port + 2}", "key_file": "none.json"}
+    return {"models": {MODEL: None}, "servers": [server]}

@@ -13,8 +13,6 @@ import shutil
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -31,13 +29,8 @@ import pytest
 import requests
 import yaml
 
-from client.edge import servers as edge_servers
-from client.edge.backends import Look, Server, State
-from client.edge.command import Edge
 from client.edge.nginx import Nginx
-from client.errors import ClientError
 from client.tokens import TokenKind, Tokens
-from client.torchserve import TorchServe
 from server import launch, processes
 from server.launch import RunningServer
 from tests.conftest import CONFIG, MODEL, ROOT, free_ports, wait_for
@@ -45,15 +38,18 @@ from tests.edges import (
     HEADER_TIMEOUT_S,
     KEY,
     READ_TIMEOUT_S,
+    SAID,
     TEMPLATE,
     RunningEdge,
     behind,
+    ended,
     load,
     make_folder,
     plain_session,
     running,
     start,
     substitute,
+    without_retries,
 )
 
 pytestmark = [
@@ -155,9 +151,8 @@ def careless(machines: dict[str, Machine], tmp_path_factory: pytest.TempPathFact
     """The same without retries, without an orderly end of connections, and without requests of its own."""
     port = free_ports()
     folder = make_folder(tmp_path_factory.mktemp("careless") / "edge", port, behind(servers_of(machines)))
-    conf = folder / "nginx.conf"
-    conf.write_text(re.sub(r"proxy_next_upstream error .*;", "proxy_next_upstream off;", conf.read_text()))
-    substitute(conf, "if (-f run/closing) { return 418; }", "")
+    without_retries(folder)
+    substitute(folder / "nginx.conf", "if (-f run/closing) { return 418; }", "")
     with running(folder, port) as edge:
         yield edge
 
@@ -233,7 +228,7 @@ def test_whose_refusal_it_is(edge: RunningEdge) -> None:
 @pytest.mark.parametrize("key", [None, "wrong", KEY[:-1], f"{KEY} "], ids=["none", "wrong", "shorter", "longer"])
 def test_without_a_key_nothing_is_answered(edge: RunningEdge, digit: bytes, key: str | None) -> None:
     """401, and not the answer that the edge's own token would get."""
-    with socket.create_connection(("127.0.0.1", int(edge.url.rpartition(":")[2]))) as connection:
+    with socket.create_connection(edge.address) as connection:
         credential = f"Authorization: Bearer {key}x\r\n" if key else ""
         request = f"POST /predictions/{MODEL} HTTP/1.0\r\n{credential}Content-Length: {len(digit)}\r\n\r\n"
         connection.sendall(request.encode() + digit)
@@ -241,12 +236,6 @@ def test_without_a_key_nothing_is_answered(edge: RunningEdge, digit: bytes, key:
     assert answer.startswith(b"HTTP/1.1 401 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "NotAuthorizedException"
     assert edge.predict(digit).ok
-
-
-def test_the_shipped_keys_let_nobody_in() -> None:
-    """As long as keys.conf is as it was copied."""
-    entries = [line for line in (TEMPLATE / "keys.conf").read_text().splitlines() if not line.startswith("#")]
-    assert "".join(entries).replace(" ", "") == 'map$http_authorization$client{default"";}'
 
 
 def test_the_body_cap_is_the_servers(edge: RunningEdge) -> None:
@@ -334,50 +323,6 @@ def test_tokens_are_renewed_in_time(edge: RunningEdge, machines: dict[str, Machi
         wait_for(lambda: machines["c"].requests() > before, "c is asked with it", SHORT_LIFE_S)
     assert "c" in edge.in_service()
     assert result.failed == {}
-
-
-class Unrenewable:
-    """A backend whose token cannot be renewed, or can."""
-
-    def __init__(self, name: str, renewed: str | None) -> None:
-        self.entry = edge_servers.ServerEntry(name=name, url="http://127.0.0.1:9", key_file=Path("none.json"))
-        self.credential, self.renewed = "old", renewed
-
-    def renew(self) -> None:
-        if self.renewed is None:
-            raise ClientError("no API key")
-        self.credential = self.renewed
-
-
-def test_a_token_that_cannot_be_renewed_keeps_no_other_from_nginx(tmp_path: Path) -> None:
-    """The problem is told, and what the other server exchanged at the same time is what nginx sends."""
-    edge = Edge(make_folder(tmp_path / "edge", free_ports(), {"models": {}, "servers": []}))
-    backends = [Unrenewable("a", None), Unrenewable("b", "exchanged")]
-    edge.backends = list(backends)
-    edge._follow([])
-    try:
-        with pytest.raises(ClientError, match="no API key"):
-            edge._follow(backends)
-        written = (edge.nginx.run / "servers.conf").read_text()
-        assert re.findall(r"Bearer (\w+)", written) == ["old", "exchanged"]
-    finally:
-        edge.nginx.stop()
-
-
-@pytest.mark.parametrize(
-    ("ready", "state", "reason"),
-    [(2, "ready", ""), (1, "slow", f"{MODEL}: 1 of 2 workers ready"), (0, "out", f"{MODEL}: 0 of 2 workers ready")],
-)
-def test_a_server_with_some_of_its_workers_is_a_last_resort(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ready: int, state: State, reason: str
-) -> None:
-    """One of two will do where nobody else is ready; none will not."""
-    (tmp_path / "key_file.json").write_text('{"inference": {"key": "token"}}')
-    entry = edge_servers.ServerEntry(name="a", url="http://127.0.0.1:9", key_file=Path("key_file.json"))
-    states = ["READY"] * ready + ["UNLOADING"] * (2 - ready)
-    description = {"minWorkers": 2, "workers": [{"status": status} for status in states]}
-    monkeypatch.setattr(TorchServe, "describe", lambda self, model, **_: description)
-    assert Server(entry, tmp_path, {MODEL: []}).look() == Look(state, reason)
 
 
 def test_scaling_the_only_server_fails_no_request(
@@ -535,10 +480,10 @@ def test_a_canary_gets_its_share(edge: RunningEdge, machines: dict[str, Machine]
 
 def test_slow_clients_hurt_nobody(edge: RunningEdge, digit: bytes) -> None:
     """500 connections that never finish their header, from another address: cut in time, and no other fails."""
-    address = ("127.0.0.1", int(edge.url.rpartition(":")[2]))
     with ExitStack() as stack:
         slow = [
-            stack.enter_context(socket.create_connection(address, source_address=("127.0.0.2", 0))) for _ in range(500)
+            stack.enter_context(socket.create_connection(edge.address, source_address=("127.0.0.2", 0)))
+            for _ in range(500)
         ]
         for connection in slow:
             connection.sendall(b"POST /predictions/lenet5-digits HTTP/1.1\r\nHost: ")
@@ -549,23 +494,15 @@ def test_slow_clients_hurt_nobody(edge: RunningEdge, digit: bytes) -> None:
     assert result.failed == {}
 
 
-def ended(connection: socket.socket) -> bool:
-    """Whether the other side ends it."""
-    try:
-        return not connection.recv(1) or True
-    except ConnectionResetError:
-        return True
-
-
 def test_one_address_gets_no_more_than_its_share(edge: RunningEdge, digit: bytes) -> None:
     """Of 150 slow bodies with a key, from one address, 100 may be at work; others are answered meanwhile."""
-    address = ("127.0.0.1", int(edge.url.rpartition(":")[2]))
     header = (
         f"POST /predictions/{MODEL} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 9\r\n\r\n"
     )
     with ExitStack() as stack:
         slow = [
-            stack.enter_context(socket.create_connection(address, source_address=("127.0.0.3", 0))) for _ in range(150)
+            stack.enter_context(socket.create_connection(edge.address, source_address=("127.0.0.3", 0)))
+            for _ in range(150)
         ]
         for connection in slow:
             connection.sendall(header.encode())
@@ -582,7 +519,7 @@ def test_the_edge_may_die_and_come_back(edge: RunningEdge, digit: bytes) -> None
     with load(edge, digit) as result:
         edge.process.kill()
         edge.process.wait()
-        with (edge.folder / "said").open("wb") as said:
+        with (edge.folder / SAID).open("wb") as said:
             edge.process = start(edge.folder, said.fileno())
         wait_for(lambda: "edge: serves 3 servers" in edge.said, "the new command serves")
     assert result.failed == {}
@@ -627,52 +564,3 @@ def test_an_edge_in_front_of_another(edge: RunningEdge, digit: bytes, tmp_path: 
         (folder / "servers.yaml").write_text(yaml.safe_dump({"edges": [inner]}))
         wait_for(lambda: not outer.ready(), "the other edge's certificate is refused")
         assert "SSLError" in outer.said
-
-
-def command(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "client", "edge", str(folder)],
-        cwd=ROOT, env=environment or None, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-
-
-def test_what_cannot_start_says_why(tmp_path: Path) -> None:
-    """No folder, no certificate, no nginx: one line, exit 1, nothing left running."""
-    assert re.fullmatch(r"error: \S+ has no nginx.conf: copy deploy/nginx there first.*\n", command(tmp_path).stderr)
-    folder = make_folder(tmp_path / "edge", free_ports(), yaml.safe_load((TEMPLATE / "servers.yaml").read_text()))
-    (folder / "certificate.pem").unlink()
-    missing = command(folder)
-    assert missing.returncode == 1
-    assert re.fullmatch(r"error: nginx in \S+: cannot load certificate .*\n", missing.stderr)
-    without = command(folder, PATH="/nowhere")
-    assert without.stderr == "error: there is no program nginx: install your system's package nginx\n"
-    given = command(folder, TORCHSERVE_INFERENCE_TOKEN="x")
-    assert given.stderr.startswith("error: unset TORCHSERVE_INFERENCE_TOKEN: each server behind an edge")
-    assert not Nginx(folder).is_running()
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("models: {m: }\nservers: []", "list at least one server or edge"),
-        ("servers: [{name: a, url: 'http://h:1', key_file: k}]", "list the models"),
-        ("models: {m: }\nservers: [{name: a, url: 'http://h:1', keyfile: k}]", "servers.0.key_file: field required"),
-        ("models: {m: }\nservers: [{name: 'a;', url: 'http://h:1', key_file: k}]", "servers.0.name: string should"),
-        ("models: {m: }\nservers: [{name: a, url: 'https://h:1', key_file: k}]", "servers.0.url: string should"),
-        ("edges: [{name: a, url: 'http://h:1', key_file: k, certificate_authority: c}]", "edges.0.url: string should"),
-        ("models: {m: }\nservers:\n" + "  - {name: a, url: 'http://h:1', key_file: k}\n" * 2, "names of servers and"),
-        ("servers: [", "not valid YAML"),
-    ],
-)
-def test_servers_yaml_is_read_strictly(tmp_path: Path, text: str, complaint: str) -> None:
-    """Every mistake is named with its key, and no value can become a directive of nginx."""
-    file = tmp_path / "servers.yaml"
-    file.write_text(text)
-    with pytest.raises(ClientError, match=re.escape(complaint)):
-        edge_servers.read(file)
-
-
-def test_what_is_shipped_can_be_read() -> None:
-    """The list that deploy/nginx brings."""
-    [server] = edge_servers.read(TEMPLATE / "servers.yaml").servers
-    assert server.url == TorchServe().url

@@ -7,7 +7,9 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,19 +21,24 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
+from client import locks
 from client.__main__ import app
+from client.edge.backends import Server, State
+from client.edge.images import GoldenFile
 from client.edge.nginx import Nginx
-from client.edge.share import EdgeShare
-from client.errors import EdgeUnusable
+from client.edge.servers import ServerEntry
+from client.edge.share import LEASE_S, EdgeShare
+from client.errors import ClientError, EdgeUnusable
 from client.inputs import Source
 from client.rollout.comparison import Answer, Comparison, Limits, Plan
+from client.tokens import VARIABLES, Tokens
 from client.torchserve import TorchServe
 from client.tuning import layouts
 from server import launch, processes
 from server.launch import RunningServer
 from tests.broken import repacked
 from tests.conftest import CONFIG, MODEL, ROOT, free_ports, wait_for
-from tests.edges import TEMPLATE, RunningEdge, behind, make_folder, running
+from tests.edges import TAKEN_BACK_WITHIN_S, TEMPLATE, RunningEdge, behind, make_folder, running
 from tests.test_client_live import command, command_line
 
 MARK = "MAR-INF/MANIFEST.json"
@@ -118,7 +125,7 @@ def after_a_restart(store: Path, run_dir: Path) -> str:
         processes.stop(run_dir)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_a_good_version_is_promoted_also_after_a_kill(
     rolling: RunningServer, server: TorchServe, store: Path, run: Path, digit: bytes, tmp_path: Path, number: int
 ) -> None:
@@ -129,6 +136,10 @@ def test_a_good_version_is_promoted_also_after_a_kill(
         command_line(rolling, "rollout", MODEL, archive, *options(run, "10m")), cwd=ROOT, stderr=subprocess.PIPE
     ) as first:
         wait_for(lambda: watching(server, new), "the new version", 120)
+        for second in ((archive, *options(run, "10m")), ("--abort",)):
+            refused = command(rolling, "rollout", MODEL, *second)
+            assert (refused.returncode, refused.stderr) == (1, f"error: another rollout of {MODEL} is under way\n")
+        assert watching(server, new)
         first.send_signal(number)
         _, complaint = first.communicate(timeout=60)
     assert server.describe(MODEL)["modelVersion"] == old
@@ -202,6 +213,8 @@ class Users:
 
     def __init__(self, edge: RunningEdge, digit: bytes) -> None:
         self.versions: list[str] = []
+        self.latest: dict[str, float] = {}
+        """When each version answered last."""
         self.failed: list[str] = []
         self._stop = threading.Event()
         self._ask = partial(edge.predict, digit)
@@ -220,6 +233,7 @@ class Users:
             answer = self._ask()
             if answer.ok:
                 self.versions.append(answer.headers["x-model-version"])
+                self.latest[self.versions[-1]] = time.monotonic()
             else:
                 self.failed.append(f"{answer.status_code} {answer.text}")
 
@@ -240,12 +254,13 @@ def test_users_behind_an_edge_get_the_share_and_no_failure(
     archive, new = packed(store, tmp_path, change)
     old = server.describe(MODEL)["modelVersion"]
     canary = edge.folder / "canary.conf"
-    share = [*options(run, "10s"), "--canary", "33%", "--edge", canary]
+    watch = "10s" if promoted else "30s"  # of which the share is out for about a quarter
+    share = [*options(run, watch), "--canary", "33%", "--edge", canary]
     with Users(edge, digit) as users, ThreadPoolExecutor(1) as pool:
         assert users.next(10) == {old: 10}
         finished = pool.submit(command, rolling, "rollout", MODEL, archive, *share)
-        wait_for(lambda: new in canary.read_text() or finished.done(), "the share", 120)
-        assert 0.1 < users.next(100)[new] / 100 < 0.6
+        wait_for(lambda: new in users.next(20) or finished.done(), "the share", 120)
+        assert 0.1 < users.next(100)[new] / 100 < 0.6, finished.done() and finished.result()
         assert finished.result().returncode == (0 if promoted else 1), finished.result().stderr
         assert users.next(50) == {new if promoted else old: 50}
     assert (f"in its store, mv {archive} {MODEL}.mar\n" in finished.result().stderr) == promoted
@@ -255,10 +270,10 @@ def test_users_behind_an_edge_get_the_share_and_no_failure(
 
 
 @needs_nginx
-def test_users_see_nothing_of_a_killed_rollout(
+def test_users_get_the_old_version_again_after_a_kill(
     rolling: RunningServer, server: TorchServe, store: Path, run: Path, digit: bytes, edge: RunningEdge, tmp_path: Path
 ) -> None:
-    """Killed while its share is out, it leaves both versions answering; --abort takes share and version back."""
+    """The share stays for twice its lease while the rollout lives, and goes by itself once that is killed."""
     archive, new = packed(store, tmp_path)
     old = server.describe(MODEL)["modelVersion"]
     canary = edge.folder / "canary.conf"
@@ -266,12 +281,104 @@ def test_users_see_nothing_of_a_killed_rollout(
     with Users(edge, digit) as users:
         with subprocess.Popen(command_line(rolling, "rollout", MODEL, archive, *share), cwd=ROOT) as first:
             wait_for(lambda: new in users.next(20), "the share", 120)
+            given = time.monotonic()
+            another = command(rolling, "rollout", "another", archive, *share)
+            assert another.stderr.startswith("error: another rollout is under way at the edge in ")
+            wait_for(lambda: time.monotonic() > given + 2 * LEASE_S, "twice the lease")
+            assert set(users.next(50)) == {old, new}
             first.kill()
-        assert set(users.next(100)) == {old, new}
+        killed = time.monotonic()
+        wait_for(lambda: users.next(50) == {old: 50}, "the old version alone")
+        assert users.latest[new] - killed < TAKEN_BACK_WITHIN_S
+        assert "error: the share in canary.conf was not renewed for 5 s" in edge.said
+        assert server.versions(MODEL) == [old, new]
         aborted = command(rolling, "rollout", MODEL, "--abort", "--edge", canary)
         assert aborted.stdout == f"{MODEL} {old} serves on; removed {new}\n"
         assert users.next(50) == {old: 50}
     assert users.failed == []
+
+
+def test_from_another_machine_a_registered_version_is_respected(
+    rolling: RunningServer, server: TorchServe, store: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no lock can be seen, what is beside the default may be another rollout's: refused until --abort."""
+    archive, new = packed(store, tmp_path)
+    other, _ = packed(store, tmp_path)
+    old = server.describe(MODEL)["modelVersion"]
+    tokens = Tokens(rolling.key_file, {})
+    for kind, variable in VARIABLES.items():
+        monkeypatch.setenv(variable, tokens.token(kind).value)
+    here = [sys.executable, "-m", "client", "--url", rolling.inference_url, "--key-file", str(tmp_path / "none.json")]
+
+    def there(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*here, "rollout", MODEL, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    server.register(archive, model=MODEL)
+    for candidate in (archive, other):
+        refused = there(candidate, *options(run, "4s"))
+        assert refused.returncode == 1
+        assert re.fullmatch(
+            rf"error: {MODEL} {new} is beside {old}, and another rollout may .* --abort\n", refused.stderr
+        )
+        assert server.versions(MODEL) == [old, new]
+    assert there("--abort").stdout == f"{MODEL} {old} serves on; removed {new}\n"
+    finished = there(other, *options(run, "4s"))
+    assert finished.returncode == 0, finished.stderr
+
+
+def states(server: Server, looks: int) -> set[State]:
+    """Of so many looks, of which each asks for the next golden image."""
+    return {server.look().state for _ in range(looks)}
+
+
+def test_an_edge_takes_the_golden_answers_of_either_version(
+    rolling: RunningServer, server: TorchServe, store: Path, tmp_path: Path
+) -> None:
+    """Those of the archive from before while the server gives them, then those of the new one, and never back."""
+    archive, new = packed(store, tmp_path, swap_two_labels)
+    old = server.describe(MODEL)["modelVersion"]
+    golden = GoldenFile(Path(shutil.copy(store / f"{MODEL}.mar", tmp_path / "served.mar")))
+    looks = len(golden.images)
+    entry = ServerEntry(
+        name="a", url=rolling.inference_url, management_url=rolling.management_url, key_file=rolling.key_file
+    )
+    behind_edge = Server(entry, tmp_path, {MODEL: golden})
+    server.register(archive, model=MODEL)
+    assert states(behind_edge, looks) == {"ready"}
+    server.set_default(MODEL, new)
+    assert "out" in states(behind_edge, looks)
+    server.set_default(MODEL, old)
+    Path(shutil.copy(store / archive, tmp_path / "next.mar")).replace(golden.place)
+    golden.refresh()
+    assert states(behind_edge, looks) == {"ready"}
+    server.set_default(MODEL, new)
+    assert states(behind_edge, looks) == {"ready"}
+    server.set_default(MODEL, old)
+    assert "out" in states(behind_edge, looks)
+
+
+@needs_nginx
+def test_an_edge_needs_no_restart_after_a_promotion(
+    rolling: RunningServer, server: TorchServe, store: Path, run: Path, digit: bytes, edge: RunningEdge, tmp_path: Path
+) -> None:
+    """It asks for the golden images of NAME.mar, which the promotion replaces; an edge with the old ones is out."""
+    port = free_ports()
+    folder = make_folder(tmp_path / "edge", port, behind({"a": rolling}, store / f"{MODEL}.mar"))
+    place = ("--model-store", store, "--max-disagreement", "100%")
+    old = server.describe(MODEL)["modelVersion"]
+    with running(folder, port) as following, Users(following, digit) as users:
+        for stays in (False, True):
+            archive, new = packed(store, tmp_path, swap_two_labels)
+            promoted = command(rolling, "rollout", MODEL, archive, *options(run, "4s"), *place)
+            assert promoted.returncode == 0, promoted.stderr
+            assert users.next(100) == {new: 100}
+            wait_for(lambda stays=stays: edge.ready() == stays, "the edge with the first golden images")
+    assert users.failed == []
+    assert old in users.versions
+    assert "out of service" not in following.said
+    assert "a: out of service" in edge.said
 
 
 GOOD, OTHER, SLOW = Answer("7", 10.0), Answer("1", 10.0), Answer("7", 40.0)
@@ -379,7 +486,8 @@ def test_an_edge_gives_the_share_and_takes_it_back(tmp_path: Path) -> None:
     nginx = Nginx(tmp_path)
     nginx.start()
     try:
-        edge = EdgeShare(file)
+        with locks.held(nginx.watch_lock, ClientError()):
+            edge = EdgeShare(file)
         edge.give(MODEL, "2.0", 0.25)
         shares = asked(port)
         assert set(shares) == {f"{MODEL} 2.0", f"{MODEL} "}
