@@ -48,14 +48,16 @@ RENEWING = """
 import sys, threading
 from pathlib import Path
 from client.edge.share import EdgeShare
-EdgeShare(Path(sys.argv[1])).give("digits", "2.0", 0.25)
+share = EdgeShare(Path(sys.argv[1]))
+share.withdraw()
+share.give("digits", "2.0", 0.25)
 print("given", flush=True)
 threading.Event().wait()
 """
 
 
 def test_a_share_is_taken_back_once_nobody_renews_it(edge: RunningEdge) -> None:
-    """Kept for twice the lease while its process lives; after SIGKILL gone in the stated time, which is said."""
+    """As a rollout uses it: kept for twice the lease while that lives; after SIGKILL gone in time, which is said."""
     canary = edge.folder / "canary.conf"
     none = lines(canary)
     with subprocess.Popen(

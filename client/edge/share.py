@@ -58,6 +58,7 @@ class EdgeShare:
         if not _SAFE.fullmatch(model) or not _SAFE.fullmatch(version):
             raise EdgeUnusable(f"{model} {version}: nginx is told of letters, digits, '.', '_' and '-' alone")
         self._lease.touch()
+        self._ended.clear()
         threading.Thread(target=self._renew, name="share-lease", daemon=True).start()
         self._write(
             f'map "" $canary_model {{ default "{model}"; }}\n'
