@@ -1,6 +1,7 @@
-"""How fast the handler is, in process: its own cost, its variants, and decoding of large photographs.
+"""How fast the handler is, in process: its own cost, stage by stage, its variants, and decoding of large photographs.
 
     python -m benchmarks.handler overhead runs/lenet5-digits
+    python -m benchmarks.handler stages runs/lenet5-digits --batch-size 32
     python -m benchmarks.handler variants runs/resnet-cifar10
     python -m benchmarks.handler jpeg --images PHOTOGRAPHS --weights FILE
 
@@ -10,9 +11,17 @@ print tables; figures are medians of interleaved rounds, so that ratios hold on 
 from __future__ import annotations
 
 import io
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 import torch
 import typer
@@ -20,6 +29,8 @@ import yaml
 from PIL import Image
 from rich.progress import track
 from ts.context import Context, RequestProcessor
+from ts.protocol import otf_message_handler
+from ts.service import Service
 
 from benchmarks.rounds import interleaved, spread
 from handler import golden
@@ -34,6 +45,7 @@ from train.recipe import ModelSection
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 Run = Annotated[Path, typer.Argument(help="A run folder that training wrote.")]
 LARGE_PHOTOGRAPH = (4000, 3000)
+STAGES = ("read the requests", "decode", "forward", "answer", "write the answers")
 IMAGENET_INPUT = HandlerSettings(channels=3, resize_size=256, crop_size=224, interpolation="bicubic")
 
 
@@ -69,6 +81,49 @@ def overhead(run: Run, batch_size: int = 8, rounds: int = 50) -> None:
     pairs = list(zip(seconds["handle"], seconds["bare"], strict=True))
     print(f"handle / bare             {spread([whole / part for whole, part in pairs])}")
     print(f"handle - bare, µs a row   {spread([1e6 * (whole - part) / batch_size for whole, part in pairs])}")
+
+
+@app.command()
+def stages(run: Run, batch_size: int = 8, rounds: int = 200) -> None:
+    """A batch's way through a worker, by TorchServe's own code as well: microseconds of a row in each stage."""
+    classifier, context = _worker(run), _context(run)
+    message = as_sent(list(islice(cycle(golden.images(run / "golden")), batch_size)))
+    microseconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "all")}
+    frontend, worker = socket.socketpair()
+    with closing(frontend), closing(worker), ThreadPoolExecutor(1) as sender:
+        for _ in range(rounds):
+            sending = sender.submit(frontend.sendall, message)
+            times = [time.perf_counter()]
+            _, batch = otf_message_handler.retrieve_msg(worker)
+            context.request_processor, data, context.request_ids = Service.retrieve_data_for_inference(batch)
+            times.append(time.perf_counter())
+            rows = classifier.preprocess(data, context)
+            times.append(time.perf_counter())
+            probabilities = classifier.inference([image for row in rows for image in row.tensors])
+            times.append(time.perf_counter())
+            bodies = classifier.postprocess(rows, classifier.label(rows, probabilities), context)
+            times.append(time.perf_counter())
+            otf_message_handler.create_predict_response(bodies, context.request_ids, "", 200, context)
+            times.append(time.perf_counter())
+            sending.result()
+            for stage, (began, ended) in zip(STAGES, pairwise(times), strict=True):
+                microseconds[stage].append(1e6 * (ended - began) / batch_size)
+            microseconds["all"].append(1e6 * (times[-1] - times[0]) / batch_size)
+    print(f"µs a row, in batches of {batch_size}")
+    for stage, values in microseconds.items():
+        print(f"  {stage:18} {spread(values)}")
+
+
+def as_sent(images: Sequence[bytes]) -> bytes:
+    """A batch as TorchServe's frontend writes it: a command, and for each request its id, headers and body."""
+
+    def field(value: bytes) -> bytes:
+        return struct.pack("!i", len(value)) + value
+
+    headers = {b"Host": b"127.0.0.1:8080", b"Authorization": b"Bearer 12345678", b"Content-Type": b"image/jpeg"}
+    end, head = struct.pack("!i", -1), b"".join(field(name) + field(value) for name, value in headers.items())
+    rows = [field(str(uuid4()).encode()) + head + end + field(b"body") + field(b"") + field(i) + end for i in images]
+    return b"I" + b"".join(rows) + end
 
 
 @app.command()

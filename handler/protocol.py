@@ -1,7 +1,7 @@
 """Reads what TorchServe's frontend sends in large pieces.
 
-A request reaches the worker as some thirty short fields, its headers above all, and TorchServe asks the system for each
-length and each field alone: for a small network that is a sixth of the whole time of a request.
+A request reaches the worker as twenty or thirty short fields, its headers above all, and TorchServe asks the system for
+each length and each field alone: for a small network that is a sixth of a request's time.
 """
 
 from __future__ import annotations
