@@ -183,7 +183,7 @@ def test_headers_of_one_request_do_not_reach_another(
     """Descriptions, explanations, requests without a body and forms that are none, in the same batches."""
     base = torchserve.inference_url
     kinds: list[tuple[str, dict[str, Any], int, int]] = [
-        ("predictions", {"data": digit, "headers": {"describe": "True"}}, 200, 5),
+        ("predictions", {"data": digit, "headers": {"describe": "True"}}, 200, 6),
         ("predictions", {"data": digit}, 200, 5),
         ("explanations", {"data": digit}, 200, 6),
         ("predictions", {}, 400, 3),
