@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from client.torchserve import TorchServe
 from server import processes
 from server.launch import RunningServer
 from tests.conftest import MODEL
+from tests.listening import Quiet, listening
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 
@@ -178,6 +180,20 @@ def test_a_server_that_ends_is_said_so(home: Home, directory: Path) -> None:
     failing = Peer(lambda launch: Plan((sys.executable, "-c", "raise SystemExit(3)")))
     with pytest.raises(StartFailed, match=r"ended after \d+ s with 3: see .*console\.log"):
         measure.serve(home, "pets", failing, directory, 1)
+
+
+@pytest.mark.parametrize(("answers", "fits"), [([{}] * 32, True), ([{}] * 31, False), ({"cat": 1.0}, False)])
+def test_of_several_images_each_must_be_answered(tmp_path: Path, answers: object, fits: bool) -> None:
+    """Or a server that drops all but one would seem thirty times as fast."""
+
+    class Answering(Quiet):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(answers)
+
+    (tmp_path / "00.bin").write_bytes(b"a form")
+    with listening(Answering) as url, nullcontext() if fits else pytest.raises(BenchmarkError, match="32 images"):
+        measure.check_every_image(tmp_path, url, {})
 
 
 def test_what_a_server_left_in_the_background_is_stopped(directory: Path) -> None:

@@ -178,10 +178,21 @@ def serve(home: Home, model: str, peer: Peer, directory: Path, seconds: int, *, 
         result["load"] = {str(connections): measured(peer.form, connections) for connections in CONNECTIONS}
         result["memory_mb"] = server.memory_mb()
         if many_images:
+            check_every_image(home.bodies(model, MANY_IMAGES), url, _headers(FORMS[MANY_IMAGES], directory))
             result["many_images"] = measured(MANY_IMAGES, 8)
         return result
     finally:
         server.stop()
+
+
+def check_every_image(bodies: Path, url: str, headers: dict[str, str]) -> None:
+    """Raises:
+    BenchmarkError: a request of several images is not answered with as many answers.
+    """
+    answer = requests.post(url, (bodies / "00.bin").read_bytes(), headers=headers, timeout=_ANSWER_TIMEOUT_S)
+    images, found = FORMS[MANY_IMAGES].images, answer.json()
+    if not isinstance(found, list) or len(found) != images:
+        raise BenchmarkError(f"a request of {images} images was answered with {answer.text[:80]}")
 
 
 def _headers(form: Form, directory: Path) -> dict[str, str]:
