@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from client.errors import ClientError, NotAsMeasured, NotReady
+from client.errors import ClientError, NotAsMeasured
 from client.golden import GoldenImage
-from client.torchserve import TorchServe, count_declared, count_ready
+from client.torchserve import TorchServe, Workers
 
 INTERVAL_S = 2.0
 LIMIT_S = 2.0
@@ -28,14 +28,6 @@ ANSWER_TIMEOUT_S = 1.8
 
 BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 """Upper bounds of the histogram of a golden image's answer times; the last one is longer than a look waits."""
-
-
-@dataclass(frozen=True)
-class Workers:
-    """How many a model has, and how many it should have."""
-
-    ready: int
-    declared: int
 
 
 @dataclass(frozen=True)
@@ -108,10 +100,8 @@ class ModelCheck:
         answered = self._beside.submit(self._ask_golden)
         workers = None
         try:
-            description = self._server.describe(self.model)
-            workers = Workers(count_ready(description), count_declared(description))
-            if workers.ready < workers.declared:
-                raise NotReady(f"{workers.ready} of {workers.declared} workers ready")
+            workers = Workers.of(self._server.describe(self.model))
+            workers.check()
             return Readiness(True, f"{workers.ready} workers ready; {answered.result()}", workers)
         except ClientError as error:
             return Readiness(False, str(error), workers)

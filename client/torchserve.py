@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -33,6 +34,27 @@ _POLL_INTERVAL_S = 0.1
 _LEAST_WAIT_S = 2.0
 
 Prediction = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many a model has that have loaded it, and how many it should have."""
+
+    ready: int
+    declared: int
+
+    @classmethod
+    def of(cls, description: dict[str, Any]) -> Workers:
+        """By what TorchServe says of a model; one must be there at least, without any it answers nothing."""
+        ready = sum(worker["status"] == "READY" for worker in description["workers"])
+        return cls(ready, max(1, description["minWorkers"]))
+
+    def check(self, at_least: int | None = None) -> None:
+        """Raises:
+        NotReady: fewer than these are ready; by default than are declared.
+        """
+        if self.ready < (self.declared if at_least is None else at_least):
+            raise NotReady(f"{self.ready} of {self.declared} workers ready")
 
 
 class TorchServe:
@@ -125,7 +147,7 @@ class TorchServe:
 
     def ready_workers(self, model: str) -> int:
         """How many workers have loaded the model and take requests."""
-        return count_ready(self.describe(model))
+        return Workers.of(self.describe(model)).ready
 
     def scale(self, model: str, workers: int, timeout_s: float = 120.0, wait: bool = True) -> None:
         """Set the number of workers and, by default, wait until so many are ready.
@@ -152,11 +174,9 @@ class TorchServe:
         Raises:
             NotReady: fewer.
         """
-        description = self.describe(model, within_s=within_s)
-        declared, ready = count_declared(description), count_ready(description)
-        if ready < (declared if at_least is None else at_least):
-            raise NotReady(f"{ready} of {declared} workers ready")
-        return ready
+        workers = Workers.of(self.describe(model, within_s=within_s))
+        workers.check(at_least)
+        return workers.ready
 
     def wait_until_ready(self, model: str, timeout_s: float = 120.0) -> int:
         """Wait until the server answers and the model has as many ready workers as it declares; returns how many.
@@ -288,17 +308,6 @@ class TorchServe:
 
     def _manage(self, method: str, path: str, timeout_s: float | None = None) -> requests.Response:
         return self._connection.call("management", method, path, timeout_s=timeout_s)
-
-
-def count_ready(description: dict[str, Any]) -> int:
-    """How many workers of a model's description have loaded it and take requests."""
-    return sum(worker["status"] == "READY" for worker in description["workers"])
-
-
-def count_declared(description: dict[str, Any]) -> int:
-    """How many workers a model should have, at least one: without any it answers nothing."""
-    declared: int = description["minWorkers"]
-    return max(1, declared)
 
 
 def _model_path(model: str, version: str | None = None) -> str:

@@ -20,8 +20,8 @@ from client import exposition, golden, metrics
 from client.__main__ import app
 from client.errors import NotAsMeasured
 from client.probe import ProbeServer
-from client.readiness import INTERVAL_S, GoldenAnswers, ModelCheck, Readiness, Watch, Workers
-from client.torchserve import TorchServe
+from client.readiness import INTERVAL_S, GoldenAnswers, ModelCheck, Readiness, Watch
+from client.torchserve import TorchServe, Workers
 from tests.conftest import MODEL, wait_for
 from tests.listening import Quiet, key_file, listening
 

@@ -30,7 +30,8 @@ from ts.metrics.metric_type_enum import MetricTypes
 from client import exposition
 from client.errors import RequestRefused
 from client.metrics import parse
-from client.readiness import BOUNDS_S, GoldenAnswers, Readiness, Workers
+from client.readiness import BOUNDS_S, GoldenAnswers, Readiness
+from client.torchserve import Workers
 from handler import metrics
 from server import launch, processes
 from server.launch import RunningServer
