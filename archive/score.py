@@ -39,6 +39,8 @@ _RAY_ENVIRONMENT = {
 }
 # Ray's switch for the systems on which it never listens beyond 127.0.0.1, whose address it replaces elsewhere.
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# It waits half a minute for its own processes, which a busy machine may not give them.
+_STARTS = 2
 # A worker that dies is replaced, and its images may be what kills it.
 _MOST_S_WITHOUT_A_SHARD = 1_800
 
@@ -183,11 +185,17 @@ def _connect(ray: Any, workers: int | None, address: str | None, temporary: str)
         "address": "local", "num_cpus": workers, "include_dashboard": False, "_temp_dir": temporary,
         "object_store_memory": _OBJECT_STORE_BYTES,
     }  # fmt: skip
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except Exception as error:  # Ray raises what it likes, a bare Exception where the machine is too busy to start it
-        where = f"at {address} cannot be reached" if address else "does not start here"
-        raise ScoringRefused(f"Ray {where}: {_reason(error)}") from error
+    starts = 1 if address else _STARTS
+    while True:
+        starts -= 1
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            return
+        except Exception as error:  # Ray raises what it likes, a bare Exception where the machine is too busy
+            if starts == 0:
+                where = f"at {address} cannot be reached" if address else "does not start here"
+                raise ScoringRefused(f"Ray {where}: {_reason(error)}") from error
+            ray.shutdown()
 
 
 def _reason(error: BaseException) -> str:

@@ -184,8 +184,8 @@ class Connection:
     def _refusal(self, response: requests.Response, api: TokenKind) -> ClientError:
         try:
             body = response.json()
-            name, message = str(body["type"]), str(body["message"])
-        except (ValueError, KeyError, TypeError):
+            name, message = str(body["type"]), str(body.get("message", "no reason given"))
+        except (ValueError, KeyError, TypeError, AttributeError):
             name, message = response.reason or "no reason", response.text.strip()[:200] or "(empty answer)"
         if _token_refused(response):
             return NotAuthorized(

@@ -152,10 +152,19 @@ class TorchServe:
     def scale(self, model: str, workers: int, timeout_s: float = 120.0, wait: bool = True) -> None:
         """Set the number of workers and, by default, wait until so many are ready.
 
+        Where several change at once TorchServe may stumble over its own list of them and answer 500; the number is as
+        good the second time, so that is asked once more.
+
         Raises:
             NotReady: they were not within `timeout_s`.
         """
-        self._manage("PUT", f"{_model_path(model)}?min_worker={workers}&max_worker={workers}")
+        change = f"{_model_path(model)}?min_worker={workers}&max_worker={workers}"
+        try:
+            self._manage("PUT", change)
+        except RequestRefused as error:
+            if error.status != 500:
+                raise
+            self._manage("PUT", change)
         deadline = time.monotonic() + timeout_s
         while wait and (ready := self.ready_workers(model)) != workers:
             _wait(

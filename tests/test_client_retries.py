@@ -32,7 +32,8 @@ FAILED: Answer = (503, {"code": 503, "type": "InternalServerException", "message
 LIMITED: Answer = (429, {"code": 429, "type": "TooManyRequestsException", "message": "Too many requests"})
 REMOVED: Answer = (200, {"status": f'Model "{MODEL}" unregistered'})
 GONE: Answer = (404, {"code": 404, "type": "ModelNotFoundException", "message": f"Model not found: {MODEL}"})
-CONFUSED: Answer = (500, {"code": 500, "type": "InternalServerException", "message": "ConcurrentModificationException"})
+CONFUSED: Answer = (500, {"code": 500, "type": "ConcurrentModificationException"})
+SCALING: Answer = (202, {"status": "Processing worker updates..."})
 UNKNOWN: Answer = (401, {"code": 401, "type": "NotAuthorizedException", "message": "Send a key"})
 DIED: Answer = (507, {"code": 507, "type": "InternalServerException", "message": "Worker died."})
 DIED_UNSEEN: Answer = (500, {"code": 500, "type": "InternalServerException", "message": "Worker died."})
@@ -51,13 +52,16 @@ def scripted(tmp_path: Path) -> Iterator[Serve]:
                 self.rfile.read(int(self.headers["Content-Length"]))
                 self.do_DELETE()
 
+            def do_PUT(self) -> None:
+                self.do_DELETE()
+
             def do_DELETE(self) -> None:
                 status, document = remaining.pop(0)
                 self.answer(document, status)
 
         path = key_file(tmp_path, inference={"key": "i"}, management={"key": "m"})
         url = servers.enter_context(listening(Handler))
-        return TorchServe(url, "http://127.0.0.1:9", path, retry_s=retry_s), remaining
+        return TorchServe(url, url, path, retry_s=retry_s), remaining
 
     with ExitStack() as servers:
         yield serve
@@ -101,8 +105,7 @@ def test_an_answer_that_breaks_off_is_no_row(tmp_path: Path) -> None:
 def test_a_failed_removal_is_made_again(scripted: Serve, answers: list[Answer]) -> None:
     """Once, after a 500; that the model is not found then is what was wanted."""
     client, remaining = scripted(*answers)
-    managed = TorchServe(client.url, client.url, client._connection.tokens.path)
-    assert managed.unregister(MODEL) == f'Model "{MODEL}" unregistered'
+    assert client.unregister(MODEL) == f'Model "{MODEL}" unregistered'
     assert remaining == []
 
 
@@ -113,10 +116,24 @@ def test_a_failed_removal_is_made_again(scripted: Serve, answers: list[Answer]) 
 def test_another_removal_is_not_made_again(scripted: Serve, answers: list[Answer], error: type[ClientError]) -> None:
     """A second 500, another status and a model that was not found at first are raised."""
     client, remaining = scripted(*answers)
-    managed = TorchServe(client.url, client.url, client._connection.tokens.path)
     with pytest.raises(error):
-        managed.unregister(MODEL)
+        client.unregister(MODEL)
     assert remaining == [REMOVED]
+
+
+def test_a_failed_scaling_is_made_again(scripted: Serve) -> None:
+    """Once, after a 500; a second one is raised by TorchServe's own name for it, and another status at once."""
+    client, remaining = scripted(CONFUSED, SCALING)
+    client.scale(MODEL, 1, wait=False)
+    assert remaining == []
+    client, remaining = scripted(CONFUSED, CONFUSED, SCALING)
+    with pytest.raises(RequestRefused, match=r"^500 ConcurrentModificationException: no reason given$"):
+        client.scale(MODEL, 1, wait=False)
+    assert remaining == [SCALING]
+    client, remaining = scripted(GONE, SCALING)
+    with pytest.raises(ModelNotFound):
+        client.scale(MODEL, 1, wait=False)
+    assert remaining == [SCALING]
 
 
 def test_an_unknown_key_ends_a_run(scripted: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

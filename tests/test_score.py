@@ -22,7 +22,7 @@ from archive.verify import verify
 from client.errors import RequestRefused
 from client.torchserve import TorchServe
 from server.launch import RunningServer
-from tests.conftest import MODEL, ROOT
+from tests.conftest import MODEL, ROOT, wait_for
 from tests.images import BAD
 
 needs_ray = pytest.mark.skipif(
@@ -115,6 +115,24 @@ def test_a_killed_run_goes_on_and_answers_as_the_server(
     assert differences(sample, photos, client) == []
     mixed = [{**other, "path": row["path"]} for row, other in zip(sample, [*sample[1:], sample[0]], strict=True)]
     assert len(differences(mixed, photos, client)) > len(sample) / 2
+
+
+@needs_ray
+def test_a_ray_that_does_not_come_up_is_started_again(model_store: Path, photos: Path, tmp_path: Path) -> None:
+    """Killed at its start, as a machine without memory may do: nothing is asked of the user, and the rows are there."""
+    with subprocess.Popen(
+        command(model_store, photos / "0", tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: raylets(process), "the first raylet", 60)
+        raylets(process)[0].kill()
+        errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+    assert sorted(row["path"] for row in read_rows(tmp_path)) == score.find_images(photos / "0")
+
+
+def raylets(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The process of Ray that starts workers, where it runs."""
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == "raylet"]
 
 
 def listening_beyond_loopback(processes: Sequence[psutil.Process]) -> list[str]:
