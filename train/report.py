@@ -33,35 +33,33 @@ _MATRIX_CLASSES = 20  # more cannot be labelled legibly
 _RIGHT_RGB, _WRONG_RGB = (47, 116, 208), (221, 107, 32)  # between the template's light and dark ones: it shows on both
 
 
-def write_report(folder: Path, test: LabelledImages, probabilities: torch.Tensor, *, name: str = "") -> None:
+def write_report(folder: Path, test: LabelledImages, probabilities: torch.Tensor, *, name: str) -> None:
     """Write `folder/report.html` from the run folder's metrics, recipe, provenance, class names and `model.pt`.
 
-    Call it last: it reads what the others wrote. Figures are those of `metrics.json`; a part that these do not cover
-    says so in the page.
+    Call it last: it reads what the others wrote. Figures are those of `metrics.json`.
 
     Args:
         test: the held-out images.
         probabilities: float32[N,K] of the exported model for `test`.
-        name: of the run; default: the folder's.
+        name: of the run.
     """
     metrics, provenance = _read_json(folder / "metrics.json"), _read_json(folder / "provenance.json")
     class_names = list(_read_json(folder / "index_to_name.json").values())
     recipe_yaml = (folder / "recipe.yaml").read_text(encoding="utf-8")
     recipe = yaml.safe_load(recipe_yaml)
-    measured, history = metrics["test"], metrics.get("history") or []
-    calibration = metrics.get("calibration") or {}
-    calibrated = calibration.get("images") != 0  # without validation images the temperature is 1
+    measured, history, calibration = metrics["test"], metrics["history"], metrics["calibration"]
+    calibrated = calibration["images"] != 0  # without validation images the temperature is 1
     golden = sorted(path.name for path in (folder / "golden").glob("*") if path.suffix != ".json")
     pictures = _Pictures(test, probabilities, class_names, HandlerSettings.parse(recipe["input"], "recipe.yaml: input"))
     page = _template().render(
-        name=name or folder.resolve().name,
+        name=name,
         class_names=class_names,
         test=measured,
         interval=_wilson(measured["acc1"], measured["images"]),
         model_bytes=(folder / "model.pt").stat().st_size,
         history=history,
-        curves=_curves(history, metrics.get("kept_epoch")),
-        confusion=_confusion(measured.get("confusion"), class_names),
+        curves=_curves(history, metrics["kept_epoch"]),
+        confusion=_confusion(measured["confusion"], class_names),
         bars=_bars(measured, class_names),
         reliability=_reliability(measured, calibrated),
         calibrated=calibrated,
@@ -69,11 +67,11 @@ def write_report(folder: Path, test: LabelledImages, probabilities: torch.Tensor
         mistakes=pictures.mistakes(),
         mistake_count=int((probabilities.argmax(1) != test.labels).sum()),
         samples=pictures.samples(),
-        data=metrics.get("data") or {},
+        data=metrics["data"],
         recipe=recipe,
         recipe_yaml=recipe_yaml,
         provenance=list(_flatten(provenance)),
-        duration_s=provenance.get("duration_s"),
+        duration_s=provenance["duration_s"],
         golden=golden,
     )
     (folder / "report.html").write_text(page, encoding="utf-8", errors="replace")
@@ -155,10 +153,9 @@ class Chart:
         ]
         return [(tick, f"{tick * 100:.4g}%" if axis in self.shares else f"{tick:.4g}") for tick in ticks]
 
-    def at(self, series: str, x: float | None) -> float:
-        """The height of a series at `x`, or its last."""
-        points = self.series[series]
-        return next((point.y for point in points if point.x == x), points[-1].y)
+    def at(self, series: str, x: float) -> float:
+        """The height of a series at the `x` of one of its points."""
+        return next(point.y for point in self.series[series] if point.x == x)
 
 
 def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
@@ -178,13 +175,13 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / (1 + z2)), min(1.0, (centre + spread) / (1 + z2))
 
 
-def _curves(history: list[dict[str, Any]], kept: int | None) -> dict[str, Chart]:
-    """Loss and accuracy over epochs, by their key in the history; those that were measured."""
+def _curves(history: list[dict[str, Any]], kept: int) -> dict[str, Chart]:
+    """Loss and accuracy over epochs, by their key in the history; a loss that overflowed in every epoch is left out."""
     charts = {}
     for key, title in (("loss", "Loss"), ("acc1", "Accuracy")):
         series = {}
         for label, column in (("training", key), ("validation", f"val_{key}")):
-            values = [(epoch["epoch"], epoch[column]) for epoch in history if _measured(epoch.get(column))]
+            values = [(epoch["epoch"], epoch[column]) for epoch in history if _measured(epoch[column])]
             texts = [percent(value, 2) if key == "acc1" else f"{value:.4f}" for _, value in values]
             points = [Point(x, y, f"epoch {x}, {label}: {text}") for (x, y), text in zip(values, texts, strict=True)]
             series.update({label: points} if points else {})
@@ -197,13 +194,13 @@ def _curves(history: list[dict[str, Any]], kept: int | None) -> dict[str, Chart]
     return charts
 
 
-def _reliability(test: dict[str, Any], calibrated: bool) -> list[tuple[Chart, float | None]]:
+def _reliability(test: dict[str, Any], calibrated: bool) -> list[tuple[Chart, float]]:
     """A square diagram, with its calibration error, of before and of after temperature scaling, if there was any."""
     charts = []
     for label, suffix in (("before", "_uncalibrated"), ("after", "")):
-        bins = test.get(f"reliability{suffix}") or []
-        if not bins or (label == "before" and not calibrated):
+        if label == "before" and not calibrated:
             continue
+        bins = test[f"reliability{suffix}"]
         most = max(entry["count"] for entry in bins)
         points = []
         for entry in bins:
@@ -212,14 +209,12 @@ def _reliability(test: dict[str, Any], calibrated: bool) -> list[tuple[Chart, fl
             points.append(Point(stated, right, tooltip, radius=round(3 + 8 * math.sqrt(count / most), 1)))
         title = f"{label.capitalize()} temperature scaling" if calibrated else "Reliability"
         axes = ("stated probability", "share that was right", (0.0, 1.0), (0.0, 1.0))
-        charts.append((Chart(title, *axes, {label: points}, "xy", height=440), test.get(f"ece{suffix}")))
+        charts.append((Chart(title, *axes, {label: points}, "xy", height=440), test[f"ece{suffix}"]))
     return charts
 
 
-def _confusion(counts: list[list[int]] | None, class_names: Sequence[str]) -> dict[str, Any] | None:
+def _confusion(counts: list[list[int]], class_names: Sequence[str]) -> dict[str, Any]:
     """The most confused pairs, and the matrix: as cells of count and shade, or as a picture where it is large."""
-    if not counts:
-        return None
     matrix = np.array(counts)
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(1)
     shades = shares**0.4  # a single mistake must be seen
@@ -246,11 +241,10 @@ def _heat_map(shades: np.ndarray) -> str:
     return _data_uri(Image.fromarray(pixels), "PNG")
 
 
-def _bars(test: dict[str, Any], class_names: Sequence[str]) -> list[tuple[str, float, int | None]]:
-    """Classes by rising accuracy: name, accuracy and, where known, images."""
-    by_class, counts = test.get("acc1_per_class") or {}, test.get("confusion")
-    images = {name: sum(row) for name, row in zip(class_names, counts, strict=True)} if counts else {}
-    rows = [(name, acc1, images.get(name)) for name, acc1 in by_class.items() if _measured(acc1)]
+def _bars(test: dict[str, Any], class_names: Sequence[str]) -> list[tuple[str, float, int]]:
+    """Classes by rising accuracy: name, accuracy and images."""
+    images = {name: sum(row) for name, row in zip(class_names, test["confusion"], strict=True)}
+    rows = [(name, acc1, images[name]) for name, acc1 in test["acc1_per_class"].items()]
     return sorted(rows, key=lambda row: row[1])
 
 
