@@ -42,8 +42,16 @@ from train import models, recipe
 from train.export import load_torchscript
 from train.recipe import ModelSection
 
+
+
+def _run_folder(path: Path) -> Path:
+    if not (path / "model-config.yaml").is_file():
+        raise typer.BadParameter(f"{path} is no run folder, it has no model-config.yaml: python -m train writes one")
+    return path
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-Run = Annotated[Path, typer.Argument(help="A run folder that training wrote.")]
+Run = Annotated[Path, typer.Argument(help="A run folder that training wrote.", callback=_run_folder)]
 LARGE_PHOTOGRAPH = (4000, 3000)
 STAGES = ("read the requests", "decode", "forward", "answer", "write the answers")
 IMAGENET_INPUT = HandlerSettings(channels=3, resize_size=256, crop_size=224, interpolation="bicubic")

@@ -39,6 +39,6 @@ The server is up. Next, from this directory:
   . .venv/bin/activate${TORCHSERVE_URL:+
   export TORCHSERVE_URL=$TORCHSERVE_URL}
   python -m client predict $model YOUR_FILE      # white on black, like the digits it learnt
-  python -m client scale $model 2                # two workers
+  python -m client scale $model 1                # one worker instead of two
   scripts/stop.sh
 EOF

@@ -21,6 +21,7 @@ from PIL import Image
 from tritonclient.utils import serialize_byte_tensor
 from typer.testing import CliRunner
 
+from benchmarks.handler import app as handler_app
 from benchmarks.serving import bodies, load, measure, models, report
 from benchmarks.serving.__main__ import app
 from benchmarks.serving.bodies import FORMS
@@ -333,3 +334,10 @@ def test_mistakes_are_said_in_one_line(arguments: list[str], message: str, tmp_p
     assert result.exit_code == 1
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    """By the benchmark of the handler too, before it loads anything."""
+    result = CliRunner().invoke(handler_app, ["stages", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is no run folder" in re.sub(r"[\s│]+", " ", result.stderr)

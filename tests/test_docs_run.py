@@ -105,8 +105,8 @@ def test_the_readme(clone: Clone) -> None:
     assert len(served) == len(printed)
     best, probability = next(iter(printed.items()))
     assert served[best] == pytest.approx(probability, abs=0.05)
-    assert "lenet5-digits: 2 workers ready" in output
-    assert output.count("READY") == 2
+    assert "lenet5-digits: 1 workers ready" in output
+    assert output.count("READY") == 1
     assert processes.find(clone.folder) is None, "the last command stops the server"
 
 

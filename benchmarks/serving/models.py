@@ -145,7 +145,7 @@ def _archive(home: Home) -> None:
         _archive_plain(
             home.store(f"stock-{model}"), model, handler, "--serialized-file", network, "--extra-files", names
         )
-    config = str(home.run(LENET) / "model-config.yaml")
+    config = str(SERVERS / "no_op.yaml")
     shutil.rmtree(home.store(f"no-op-{LENET}"), ignore_errors=True)
     _archive_plain(home.store(f"no-op-{LENET}"), LENET, str(SERVERS / "no_op.py"), "--config-file", config)
 

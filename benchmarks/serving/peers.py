@@ -106,7 +106,7 @@ def _stock_best(launch: Launch) -> Plan:
 
 
 def _no_op(launch: Launch) -> Plan:
-    """Under the configuration that the classifier is served with."""
+    """Under the configuration that the classifier is served with, but for workers and batches."""
     config = ServerConfig.read(ROOT / "config" / "config.cpu.properties").with_absolute_paths().text
     store = launch.home.store(f"no-op-{launch.model}")
     return _torchserve(launch, store, config, "--models", f"{launch.model}={launch.model}.mar")
