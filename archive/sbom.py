@@ -10,7 +10,8 @@ import ast
 import hashlib
 import json
 import platform
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +21,11 @@ from packaging.utils import canonicalize_name
 
 from archive.errors import IncompleteRun
 from archive.members import PROVENANCE_FILE, SERIALIZED_FILE
+
+if sys.version_info >= (3, 11):
+    from importlib.metadata import packages_distributions
+else:  # that of Python 3.10 does not see packages without a top_level.txt, such as pydantic
+    from importlib_metadata import packages_distributions
 
 _SERVER = "torchserve"
 

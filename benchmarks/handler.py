@@ -43,7 +43,6 @@ from train.export import load_torchscript
 from train.recipe import ModelSection
 
 
-
 def _run_folder(path: Path) -> Path:
     if not (path / "model-config.yaml").is_file():
         raise typer.BadParameter(f"{path} is no run folder, it has no model-config.yaml: python -m train writes one")

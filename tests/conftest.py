@@ -82,7 +82,8 @@ def run_module(module: str, *arguments: object, cwd: Path = ROOT, **options: Any
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the default recipe, trained once; to be served by one worker, so that tests can count."""
     target = tmp_path_factory.mktemp("runs") / MODEL
-    pipeline.train(recipe.load(MODEL, ["serving.workers=1"]), MODEL, target, overwrite=False, console=Console(quiet=True))
+    with_one_worker = recipe.load(MODEL, ["serving.workers=1"])
+    pipeline.train(with_one_worker, MODEL, target, overwrite=False, console=Console(quiet=True))
     return target
 
 
