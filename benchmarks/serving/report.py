@@ -87,23 +87,29 @@ def _target_table(all_targets: Sequence[Target]) -> str:
 
 
 def _table(model: str, rounds: Rounds) -> str:
-    rates = " | ".join(f"requests/s at {n}" for n in CONNECTIONS)
-    times = " | ".join(f"p50 / p99 ms at {n}" for n in CONNECTIONS)
-    head = f"| | {rates} | {times} | errors | memory, MB | cold start, s | n |"
-    lines = [f"### {_TITLES[model]}", "", head, "|---" * (head.count("|") - 1) + "|"]
-    return "\n".join([*lines, *(_row(name, list(rounds[name].values())) for name in PEERS if name in rounds), ""])
+    """Two tables, since one with every spread would be too wide to read: throughput and cost, and latency."""
+    named = [(name, list(rounds[name].values())) for name in PEERS if name in rounds]
+    costs = [*(f"requests/s at {n}" for n in CONNECTIONS), "errors", "memory, MB", "cold start, s", "n"]
+    times = [f"{quantile} ms at {n}" for n in CONNECTIONS for quantile in ("p50", "p99")]
+    lines = [f"### {_TITLES[model]}", ""]
+    for columns, cells in ((costs, _costs), (times, _times)):
+        lines += [f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+        lines += [f"| {' | '.join([name, *cells(records)])} |" for name, records in named]
+        lines.append("")
+    return "\n".join(lines)
 
 
-def _row(name: str, records: Sequence[Record]) -> str:
-    loads = [[record["load"][str(n)] for record in records if str(n) in record["load"]] for n in CONNECTIONS]
+def _costs(records: Sequence[Record]) -> list[str]:
+    loads = [_loads(records, n) for n in CONNECTIONS]
     rates = [spread([load["requests_per_s"] for load in each]) for each in loads]
-    times = [f"{_median(each, 'p50_ms')} / {_median(each, 'p99_ms')}" if each else "–" for each in loads]
     errors = sum(load["errors"] for each in loads for load in each)
-    memory = [record["memory_mb"] for record in records if record["memory_mb"]]
-    starts = spread([record["cold_start_s"] for record in records])
-    cells = [name, *rates, *times, str(errors), _number(statistics.median(memory)) if memory else "–", starts]
-    return f"| {' | '.join(cells)} | {len(records)} |"
+    memory = spread([record["memory_mb"] for record in records if record["memory_mb"]])
+    return [*rates, str(errors), memory, spread([record["cold_start_s"] for record in records]), str(len(records))]
 
 
-def _median(loads: Sequence[Record], key: str) -> str:
-    return _number(statistics.median(load[key] for load in loads))
+def _times(records: Sequence[Record]) -> list[str]:
+    return [spread([load[key] for load in _loads(records, n)]) for n in CONNECTIONS for key in ("p50_ms", "p99_ms")]
+
+
+def _loads(records: Sequence[Record], connections: int) -> list[Record]:
+    return [record["load"][str(connections)] for record in records if str(connections) in record["load"]]
