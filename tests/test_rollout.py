@@ -138,7 +138,9 @@ def after_a_restart(store: Path, run_dir: Path) -> str:
 @contextmanager
 def killed_at_last(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process that would go on for minutes, while the block runs."""
+    given = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has whoever it starts ignore it
     with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        signal.signal(signal.SIGHUP, given)
         try:
             yield process
         finally:
