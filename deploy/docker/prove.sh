@@ -91,7 +91,8 @@ serve() {
         --volume "$work/archives:/app/model_store:ro" --volume proved-run:/run/torchserve \
         --volume "$work/mine.pub:/run/archive.pub:ro" --env ARCHIVE_PUBLIC_KEY=/run/archive.pub \
         "$image" scripts/serve.sh cpu --foreground --run-dir /run/torchserve >/dev/null
-    "${podman[@]}" healthcheck run "$server" >/dev/null 2>&1 && fail "healthy before it is ready"
+    # The health check itself waits for seconds, in which a small model is up; this is one look.
+    "${podman[@]}" exec "$server" deploy/docker/healthcheck.sh --workers >/dev/null 2>&1 && fail "healthy before it is ready"
     await 120 "the server is not healthy" "${podman[@]}" healthcheck run "$server"
     proved "healthy once its model is ready, and not before"
     [[ $("${podman[@]}" exec "$server" id --user) == 10001 ]] || fail "it is not the user 10001"
