@@ -1,7 +1,8 @@
 """Who takes part: what each server serves, how it is started, and how it is asked.
 
-All have a worker of one thread for each core, and batches of up to 8 that wait up to 5 ms where they batch at all;
-only `stock-defaults` is left as it comes.
+All have a worker of one thread for each core, and batches of up to 8 that wait up to 5 ms where they batch at all, but
+for `ours`, which is served as its recipe says, `no-op`, whose one worker has its own file, and `stock-defaults`, which
+is left as it comes.
 """
 
 from __future__ import annotations
