@@ -7,7 +7,7 @@ answer has moved. The check is the worker's warm-up as well.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -72,13 +72,11 @@ def answers(folder: Path) -> torch.Tensor:
     return torch.tensor(list(_read(folder)["probabilities"].values()))
 
 
-def check(
-    folder: Path, predict: Callable[[], torch.Tensor], class_names: Sequence[str], tolerance: float | None = None
-) -> float:
+def check(folder: Path, answered: torch.Tensor, class_names: Sequence[str], tolerance: float | None = None) -> float:
     """Compare answers to the golden images with those that training measured.
 
     Args:
-        predict: gives the answers, float[N,K] in the order of `images`.
+        answered: float[N,K] in the order of `images`.
         tolerance: largest difference of a probability that passes; None is the one that training wrote down.
 
     Returns:
@@ -92,7 +90,7 @@ def check(
     tolerance = document["tolerance"] if tolerance is None else tolerance
     if golden_names != list(class_names):
         raise GoldenMismatch(f"labels are {list(class_names)}, but training measured {golden_names}")
-    answered = predict().float().cpu()
+    answered = answered.float().cpu()
     wanted = torch.tensor(list(expected.values()))
     if answered.shape != wanted.shape:
         raise GoldenMismatch(f"the model answers {list(answered.shape)}, training measured {list(wanted.shape)}")

@@ -6,10 +6,13 @@ import ctypes
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 # What is tried must be this much faster than what there is: below that, noise would decide.
 WORTHWHILE_SPEEDUP = 1.15
@@ -96,12 +99,22 @@ def is_worthwhile(present_s: float, faster_s: float) -> bool:
     return present_s > WORTHWHILE_SPEEDUP * faster_s
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes: the shortest of a few after one that is not counted, since noise only adds to it."""
-    call()
-    times: list[float] = []
-    while len(times) < _FEWEST_ROUNDS or (len(times) < _MOST_ROUNDS and sum(times) < _ROUNDS_S):
-        started = time.perf_counter()
+def seconds(call: Callable[[], object], known: Sequence[float] = ()) -> float:
+    """How long a call takes: the shortest of a few after one that is not counted, since noise only adds to it.
+
+    Args:
+        known: times of such calls, which need not be made again, nor the first.
+    """
+    if not known:
         call()
-        times.append(time.perf_counter() - started)
+    times = list(known)
+    while len(times) < _FEWEST_ROUNDS or (len(times) < _MOST_ROUNDS and sum(times) < _ROUNDS_S):
+        times.append(timed(call)[1])
     return min(times)
+
+
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """What a call returns, and its seconds."""
+    started = time.perf_counter()
+    returned = call()
+    return returned, time.perf_counter() - started
