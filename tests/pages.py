@@ -10,7 +10,7 @@ PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
     for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*/README.md")])
 }
-COMMANDS = ("bash", "console", "python")
+COMMANDS = ("bash", "console", "ini", "python")
 """Languages of blocks that somebody runs."""
 SHOWN = ("json", "promql", "text", "yaml")
 """Languages of blocks that hold no command."""
@@ -58,6 +58,7 @@ CLAIMS = {
         "promtool": "tests/test_monitoring.py::test_configuration_and_rules_are_valid",
     },
     "docs/operating.md": {
+        "[Service]": "needs systemd: tests/test_server_supervise.py sends the command SIGTERM under load",
         "python -m client config": f"{RUN}test_operating",
         "scripts/serve.sh cpu --foreground": f"{RUN}test_operating",
     },
