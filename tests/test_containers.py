@@ -132,6 +132,17 @@ def test_the_edge_knows_the_server_of_compose() -> None:
         assert "../../model_store:/app/model_store:ro" in COMPOSE["services"][name]["volumes"]
 
 
+def test_bodies_are_on_a_disk() -> None:
+    """The edge's temporary files lie in a volume, whose folder the image makes for any user, and not in `run/`."""
+    [temp] = set(re.findall(r"_temp_path (\S+);", (ROOT / "deploy" / "nginx" / "nginx.conf").read_text()))
+    edge = COMPOSE["services"]["edge"]
+    place = f"{edge['command'][-1]}/{temp}"
+    [volume] = (volume.partition(":")[0] for volume in edge["volumes"] if volume.endswith(f":{place}"))
+    assert volume in COMPOSE["volumes"]
+    assert f"install --directory --mode 1777 {place}\n" in DOCKERFILE
+    assert not any(mount.startswith(f"{place}:") for mount in edge["tmpfs"])
+
+
 def test_prometheus_finds_the_readiness_server_of_compose() -> None:
     """Its command is understood, and listens where Prometheus asks; it has the edge's golden images and tolerance."""
     arguments = COMPOSE["services"]["readiness"]["command"]

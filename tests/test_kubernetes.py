@@ -243,6 +243,29 @@ def test_the_edge_reaches_its_golden_images(name: str) -> None:
         assert any(place.is_relative_to(path) for path in mounted)
 
 
+def mebibytes(quantity: str) -> float:
+    """Of a quantity such as 64Mi."""
+    return float(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]]
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_bodies_are_on_a_disk_that_holds_them(name: str) -> None:
+    """All that the edge's limits let one address send at a time, twice: what the memory of `run/` would not hold."""
+    spec = pod(build(name))["spec"]
+    [edge] = (container for container in spec["containers"] if container["name"] == "edge")
+    mounts = {mount["mountPath"]: mount["name"] for mount in edge["volumeMounts"]}
+    volumes = {volume["name"]: volume.get("emptyDir") for volume in spec["volumes"]}
+    conf = (ROOT / "deploy" / "nginx" / "nginx.conf").read_text()
+    [temp] = set(re.findall(r"_temp_path (\S+);", conf))
+    [connections], [body_bytes] = re.findall(r"limit_conn \w+ (\d+);", conf), re.findall(r"max_body_size (\d+);", conf)
+    needed = 2 * int(connections) * int(body_bytes) / 2**20
+    bodies, run = (volumes[mounts[f"/app/deploy/nginx/{place}"]] for place in (temp, "run"))
+    assert "medium" not in bodies
+    assert mebibytes(bodies["sizeLimit"]) > needed
+    assert run["medium"] == "Memory"
+    assert mebibytes(run["sizeLimit"]) < needed
+
+
 @pytest.mark.parametrize("name", BUILT)
 def test_ports_are_those_that_are_listened_on(name: str) -> None:
     """The edge's of listen.conf, and the metrics' of the image's configuration."""

@@ -29,7 +29,7 @@ podman=(podman "${storage[@]}" --runtime runc)
 
 clean() {
     "${podman[@]}" rm --force --time 0 "$edge" "$server" >/dev/null 2>&1 || true
-    "${podman[@]}" volume rm --force proved-run proved-models >/dev/null 2>&1 || true
+    "${podman[@]}" volume rm --force proved-run proved-models proved-bodies >/dev/null 2>&1 || true
     "${podman[@]}" untag "$image" "$image" >/dev/null 2>&1 || true
     ((${#storage[@]} == 0)) || buildah "${storage[@]}" rm --all >/dev/null 2>&1 || true  # of a build that failed
     umount "$work/storage/overlay" 2>/dev/null || true
@@ -110,6 +110,7 @@ guard() {
     local folder=/app/deploy/nginx
     "${podman[@]}" run --detach --name "$edge" --network "container:$server" "${confined[@]}" \
         --tmpfs "$folder/run:mode=1777" --tmpfs "$folder/logs:mode=1777" --volume proved-run:/run/torchserve:ro \
+        --volume "proved-bodies:$folder/run/temp" \
         --volume "$work/servers.yaml:$folder/servers.yaml:ro" --volume "$work/keys.conf:$folder/keys.conf:ro" \
         --volume "$work/certificate.pem:$folder/certificate.pem:ro" \
         --volume "$work/certificate.key:$folder/certificate.key:ro" \
