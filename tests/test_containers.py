@@ -90,7 +90,7 @@ def test_compose_takes_its_files() -> None:
     assert alone.returncode == 0, alone.stderr
     both = compose(DOCKER / "compose.yaml", DOCKER / "compose.gpu.yaml", **SECRETS)
     assert both.returncode == 0, both.stderr
-    assert both.stdout.count("image: classifier:gpu") == 3
+    assert both.stdout.count("image: classifier:gpu") == 4
     assert "classifier:cpu" not in both.stdout
 
 
@@ -111,12 +111,15 @@ def test_compose_refuses_a_key_that_it_does_not_know(tmp_path: Path) -> None:
 
 
 def test_every_service_is_confined() -> None:
-    """A root that cannot be written to, no capabilities, no new ones, and one loopback address for all."""
+    """A root that cannot be written to, no capabilities, no new ones, and one loopback address that outlives each."""
     for name, service in COMPOSE["services"].items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert name == "server" or service["network_mode"] == "service:server"
+        assert name == "network" or service["network_mode"] == "service:network"
+    holder = COMPOSE["services"]["network"]
+    assert holder["command"] == ["sleep", "infinity"]
+    assert [name for name, service in COMPOSE["services"].items() if "ports" in service] == ["network"]
 
 
 def test_the_edge_knows_the_server_of_compose() -> None:
