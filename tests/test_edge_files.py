@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,10 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
-from client import locks
+from client import locks, scaling
 from client.edge import servers as edge_servers
 from client.edge.backends import Look, Server, State
 from client.edge.command import Edge
@@ -25,7 +27,18 @@ from client.edge.share import LEASE_S, EdgeShare
 from client.errors import ClientError, EdgeUnusable, NotAsMeasured
 from client.torchserve import TorchServe
 from tests.conftest import MODEL, ROOT, free_ports, wait_for
-from tests.edges import SAID, TAKEN_BACK_WITHIN_S, TEMPLATE, RunningEdge, before_nothing, make_folder, running, start
+from tests.edges import (
+    KEY,
+    SAID,
+    TAKEN_BACK_WITHIN_S,
+    TEMPLATE,
+    RunningEdge,
+    before_nothing,
+    make_folder,
+    plain_session,
+    running,
+    start,
+)
 
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx: install your system's package nginx")
 
@@ -182,6 +195,53 @@ def test_a_token_that_cannot_be_renewed_keeps_no_other_from_nginx(tmp_path: Path
         assert re.findall(r"Bearer (\w+)", written) == ["old", "exchanged"]
     finally:
         edge.nginx.stop()
+
+
+def test_nginx_has_a_worker_for_each_core_of_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for each core of the machine; also after a new configuration."""
+    edge = Edge(make_folder(tmp_path / "edge", free_ports(), {"models": {}, "servers": []}))
+    cores = (os.cpu_count() or 1) + 1
+    monkeypatch.setattr(scaling, "cores", lambda: cores)
+    edge.backends = [Unrenewable("a", None)]
+    edge._follow([])
+    try:
+        master = psutil.Process(int((edge.nginx.run / "nginx.pid").read_text()))
+        wait_for(lambda: len(master.children()) == cores, "the workers")
+        first = set(master.children())
+        with edge.nginx.change():
+            pass
+        wait_for(lambda: len(set(master.children()) - first) == cores, "as many new ones")
+    finally:
+        edge.nginx.stop()
+
+
+def asked(port: int, key: str) -> int:
+    """The status of a prediction."""
+    with plain_session(key) as session:
+        return session.post(f"http://127.0.0.1:{port}/predictions/{MODEL}", timeout=30).status_code
+
+
+def test_the_documented_lines_let_a_key_in_and_write_down_who_asks(tmp_path: Path) -> None:
+    """The sed of "Starting it" and the two lines of "Who may ask": the key's name, the status and the path as asked."""
+    page = (ROOT / "docs" / "edge.md").read_text()
+    [sed] = re.findall(r"^sed -i .*$", page, flags=re.MULTILINE)
+    [log_format] = re.findall(r"`(log_format [^`]+;)`", page)
+    [access_log] = re.findall(r"`(access_log [^`]+;)`", page)
+    port = free_ports()
+    folder = make_folder(tmp_path / "edge", port, before_nothing(port))
+    keys, listen = folder / "keys.conf", folder / "listen.conf"
+    shutil.copy(TEMPLATE / "keys.conf", keys)
+    subprocess.run(["bash", "-ec", sed], cwd=folder, check=True, env={**os.environ, "KEY": KEY})
+    keys.write_text(f"{log_format}\n{keys.read_text()}")
+    listen.write_text(f"{listen.read_text()}{access_log}\n")
+    with running(folder, port, wait=False) as edge:
+        wait_for(lambda: "edge: serves" in edge.said, "the edge serves")
+        assert [asked(port, KEY), asked(port, "another")] == [503, 401]
+        log = folder / "logs" / "access.log"
+        wait_for(lambda: len(log.read_text().splitlines()) == 2, "both are written down")
+        first, second = log.read_text().splitlines()
+    assert re.fullmatch(rf"\S+ me 503 [\d.]+ /predictions/{MODEL}", first)
+    assert re.fullmatch(rf"\S+  401 [\d.]+ /predictions/{MODEL}", second)
 
 
 @pytest.mark.parametrize(

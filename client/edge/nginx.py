@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from client import locks
+from client import locks, scaling
 from client.errors import ClientError
 
 _CLOSING_S = 1.0
@@ -121,8 +121,10 @@ class Nginx:
         Raises:
             ClientError: it is not there, or what it complains of.
         """
-        user = ("-g", f"user {self.folder.owner()} {self.folder.group()};") if os.geteuid() == 0 else ()
-        command = ["nginx", "-p", ".", "-c", "nginx.conf", "-e", "stderr", *user, *arguments]
+        directives = f"worker_processes {scaling.cores()};"  # `auto` would count cores beyond a container's quota
+        if os.geteuid() == 0:
+            directives += f" user {self.folder.owner()} {self.folder.group()};"
+        command = ["nginx", "-p", ".", "-c", "nginx.conf", "-e", "stderr", "-g", directives, *arguments]
         try:
             finished = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         except FileNotFoundError:
