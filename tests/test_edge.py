@@ -238,6 +238,19 @@ def test_without_a_key_nothing_is_answered(edge: RunningEdge, digit: bytes, key:
     assert edge.predict(digit).ok
 
 
+def test_no_header_makes_a_prediction_a_description(
+    edge: RunningEdge, machines: dict[str, Machine], digit: bytes
+) -> None:
+    """The handler describes itself to whoever has the inference token, and not through the edge."""
+    path, asks = f"/predictions/{MODEL}", {"describe": "True"}
+    token = {"Authorization": f"Bearer {machines['a'].keys()['inference']}"}
+    url = machines["a"].running.inference_url
+    assert "class_names" in requests.post(url + path, data=digit, headers=token | asks, timeout=30).json()
+    with plain_session() as session:
+        answer = session.post(edge.url + path, data=digit, headers=asks, timeout=30)
+    assert answer.json() == pytest.approx(edge.predict(digit).json(), abs=1e-5)
+
+
 def test_the_body_cap_is_the_servers(edge: RunningEdge) -> None:
     """One byte over TorchServe's limit is refused with JSON, the limit itself is passed on."""
     for config in (ROOT / "config").glob("*.properties"):
