@@ -14,16 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MODEL, free_ports, wait_for
+from tests.conftest import MODEL, ROOT, free_ports, wait_for
 from tests.edges import KEY, RunningEdge, before_nothing, ended, make_folder, running, substitute
 
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx: install your system's package nginx")
 
+GATEWAY = ROOT / "deploy" / "kubernetes" / "kserve" / "listen.conf"
 BODY_TIMEOUT_S = 2.0
 BURST = 500
 """Requests above the rate that the shipped nginx.conf lets pass."""
 EACH = 900
 """Requests of one connection, which nginx ends after a thousand."""
+EACH_FORWARDED = 450
+"""Of one client behind a gateway: fewer than the burst, and several times that are more."""
 HEADER = f"POST /predictions/{MODEL} HTTP/1.1\r\nHost: edge\r\nAuthorization: Bearer {KEY}\r\n"
 
 
@@ -51,6 +54,14 @@ def unlimited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]
     rate = ("limit_req zone=requests burst=500 nodelay;", "")
     patience = ("client_body_timeout 10s", "client_body_timeout 60s")
     yield from edge_in(tmp_path_factory.mktemp("unlimited"), rate, patience)
+
+
+@pytest.fixture(scope="module")
+def behind_a_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
+    """With what KServe's edge knows of gateways; this machine is one."""
+    lines = "".join(re.findall(r"^(?:set_)?real_ip_.*\n", GATEWAY.read_text(), flags=re.MULTILINE))
+    change = ("        include listen.conf;\n", f"include listen.conf;\n{lines}set_real_ip_from 127.0.0.0/8;\n")
+    yield from edge_in(tmp_path_factory.mktemp("gateway"), change)
 
 
 def connect(edge: RunningEdge, source: str) -> socket.socket:
@@ -82,6 +93,21 @@ def test_a_burst_is_refused_beyond_its_share(edge: RunningEdge, unlimited: Runni
     assert limited.total() == 2 * EACH
     assert limited[503] >= BURST
     assert without == {503: 2 * EACH}
+
+
+def test_clients_of_a_gateway_are_told_apart(edge: RunningEdge, behind_a_gateway: RunningEdge) -> None:
+    """By the address that it saw, whatever they say before that; without that they share one address's limits."""
+
+    def statuses_of(edge: RunningEdge, forwarded: list[str]) -> Counter[int]:
+        """Of one client for each forwarded address, all by way of one gateway."""
+        headers = [f"{HEADER}X-Forwarded-For: {each}\r\n" for each in forwarded]
+        return sum((statuses(edge, "127.0.0.7", EACH_FORWARDED, header) for header in headers), Counter[int]())
+
+    clients = [f"203.0.113.{number}" for number in range(4)]
+    liars = [f"{other}, 198.51.100.1, 10.0.0.1" for other in clients]
+    assert statuses_of(behind_a_gateway, clients) == {503: 4 * EACH_FORWARDED}
+    assert set(statuses_of(behind_a_gateway, liars)) == {429, 503}
+    assert set(statuses_of(edge, clients)) == {429, 503}
 
 
 def test_a_body_that_pauses_is_cut(edge: RunningEdge, unlimited: RunningEdge) -> None:
