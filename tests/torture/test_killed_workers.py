@@ -25,7 +25,11 @@ pytestmark = pytest.mark.torture
 
 KILLS, LOADS = (60, 9) if IS_LONG else (3, 3)
 WORKERS = 2
+BATCHES_AT_A_TIME = 4
+"""Asked for at a time: one for each worker, and as many in the queue, which holds a hundred requests."""
 EVERY_S = 5.0
+HANDED_OVER_S = 1.0
+"""After so long each of two workers that are stopped has been handed a whole batch."""
 BEYOND_LOADING_S = 1.0
 # Three kills are few on a machine that may do other things as well.
 TIMES_LOADING, FULL_SPEED_SHARE = (1, 0.9) if IS_LONG else (2, 0.5)
@@ -44,15 +48,16 @@ class Kill:
 
 
 @contextmanager
-def loaded(server: RunningServer, image: bytes) -> Iterator[Ends]:
-    """A closed loop of eight connections, nothing asked twice, while something is done to the server."""
+def loaded(server: RunningServer, image: bytes, each_s: float = 2) -> Iterator[Ends]:
+    """Closed loops of `each_s`, one after the other and nothing asked twice, while something is done to the server."""
     ends: Ends = []
+    concurrency = BATCHES_AT_A_TIME * server.client().describe(MODEL)["batchSize"]
     is_over = threading.Event()
 
     def work() -> None:
         while not is_over.is_set():
             started = time.perf_counter()
-            result = load(server.client(), MODEL, [image], duration_s=2)
+            result = load(server.client(), MODEL, [image], concurrency, each_s)
             ends.extend((started + row.due_s + row.latency_ms / 1e3, row.outcome) for row in result.answers)
 
     with ThreadPoolExecutor(1) as pool:
@@ -134,12 +139,20 @@ def test_killed_workers(tortured: RunningServer, photograph: bytes, record: Reco
 
 
 def test_lost_requests_show(tortured: RunningServer, photograph: bytes) -> None:
-    """The control: where no worker is left, more fails than one had in its hands."""
+    """The control: both workers at once take more along than one has in its hands."""
     client = tortured.client()
-    with loaded(tortured, photograph) as ends:
+    client.scale(MODEL, WORKERS)
+    wait_for(lambda: is_whole(client), "the second worker", REPLACED_WITHIN_S)
+    with loaded(tortured, photograph, 2 * EVERY_S) as ends:
+        threading.Event().wait(EVERY_S)
+        victims = workers(client)
+        for victim in victims:
+            victim.suspend()
+        threading.Event().wait(HANDED_OVER_S)
         killed_s = time.perf_counter()
-        client.scale(MODEL, 0)
-        wait_for(lambda: ends and ends[-1][1] != SUCCESS, "failed requests", 60)
+        for victim in victims:
+            victim.kill()
+    wait_for(lambda: is_whole(client), "both workers again", REPLACED_WITHIN_S)
     client.scale(MODEL, 1)
     with pytest.raises(AssertionError, match="are in one worker"):
         check_failures(ends, [Kill(killed_s, 0)], client.describe(MODEL)["batchSize"])
