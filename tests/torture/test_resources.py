@@ -27,6 +27,7 @@ TOO_LITTLE_FOR_AN_ARCHIVE = 300_000
 # A worker that has loaded takes 250 MB and Java 150 MB.
 TOO_LITTLE_FOR_A_SERVER_MB, TOO_LITTLE_FOR_A_WORKER_MB, ENOUGH_MB = 330, 200, 2_000
 CGROUPS = Path("/sys/fs/cgroup/memory")
+"""Where those of version 1 are mounted. One of version 2 would need a parent without processes that hands memory on."""
 
 
 @contextmanager
@@ -150,7 +151,7 @@ def memory_limit(megabytes: int) -> Iterator[Path]:
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(str(megabytes * MB))
     except OSError as error:
-        pytest.skip(f"no control group for memory can be made here: {error}")
+        pytest.skip(f"no control group of version 1 for memory can be made here: {error}")
     try:
         yield group
     finally:
