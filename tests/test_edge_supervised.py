@@ -13,7 +13,7 @@ import pytest
 from server import processes
 from tests.conftest import MODEL, free_ports, wait_for
 from tests.edges import RunningEdge, load, make_folder, running, without_retries
-from tests.test_server_supervise import BACK_WITHIN_S, Supervised
+from tests.test_server_supervise import STARTED_AGAIN_WITHIN_S, Supervised
 
 pytestmark = [
     pytest.mark.live,
@@ -77,7 +77,7 @@ def test_java_that_dies_fails_no_request(pair: Pair, digit: bytes, tmp_path: Pat
             java.send_signal(number)
             wait_for(lambda: without.failed, "a failed request of the edge without retries")
             wait_for(lambda: "a" not in edge.in_service(), "a is out of service")
-        first.wait(lambda: first.is_back(java), BACK_WITHIN_S)
+        first.wait(lambda: first.is_started_again(java), STARTED_AGAIN_WITHIN_S)
         first.wait_until_ready()
         wait_for(lambda: "a" in edge.in_service(), "a is in service again")
         seen = result.total

@@ -35,7 +35,8 @@ ROWS = (
     ),
     Row(
         "`kill -9` of Java; SIGTERM under load",
-        "the supervisor has it back within 10 s; SIGTERM to the supervisor fails no request",
+        "the supervisor starts it again within 10 s, and it serves within a minute; SIGTERM to the supervisor fails no "
+        "request",
         _in(
             "test_server_supervise", "stopping_under_load_loses_no_request", "java_alone_loses_requests_and_comes_back",
             "endless_load_is_refused_in_order",
