@@ -57,8 +57,11 @@ ROWS = (
     ),
     Row(
         "slow-loris, 500 connections",
-        "others get 200",
-        _in("torture/test_http_fuzz", "slow_loris", "a_server_of_one_connection_shows")
+        "others get 200 while all of these stay open, and behind the edge, which cuts them",
+        _in(
+            "torture/test_http_fuzz", "slow_loris", "a_server_of_one_connection_shows",
+            "a_server_that_cuts_slow_connections_shows",
+        )
         + _in("test_edge", "slow_clients_hurt_nobody", "one_address_gets_no_more_than_its_share"),
     ),
     Row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import select
 import shutil
 import socket
 import struct
@@ -24,7 +25,7 @@ from server.launch import RunningServer
 from tests.conftest import MODEL, free_ports, wait_for
 from tests.edges import KEY, Load, RunningEdge, make_folder, running
 from tests.edges import load as load_by_edge
-from tests.listening import Quiet
+from tests.listening import Quiet, listening
 from tests.torture.conftest import DEADLY, IS_LONG, Record, hasty, processes_of
 
 pytestmark = pytest.mark.torture
@@ -202,8 +203,9 @@ def test_harm_behind_the_edge_shows(broken: RunningServer, digit: bytes, tmp_pat
 
 def slow_loris(
     server: RunningServer, connections: int, seconds: float, image: bytes, deadline_s: float = DEADLINE_S
-) -> Counter[str]:
-    """What others get while so many connections send a byte a second of requests that do not end."""
+) -> tuple[Counter[str], int]:
+    """What others get while so many connections send a byte a second of requests that do not end, and how many of these
+    are still open and unanswered afterwards."""
     parts = urlsplit(server.inference_url)
     head = f"POST /predictions/{MODEL} HTTP/1.1\r\nContent-Length: 9999\r\n".encode()
     with ExitStack() as stack:
@@ -221,16 +223,21 @@ def slow_loris(
                     connection.send(b"x")
             return time.monotonic() > ends
 
-        return others(server, image, is_over, deadline_s)
+        unharmed = others(server, image, is_over, deadline_s)
+        watched = select.poll()
+        for connection in slow:
+            watched.register(connection, select.POLLIN | select.POLLRDHUP)
+        return unharmed, connections - len(watched.poll(0))
 
 
 def test_slow_loris(tortured: RunningServer, digit: bytes, record: Record) -> None:
     """Five hundred connections that never end their requests keep nobody else from being answered."""
     before = processes_of(tortured)
-    unharmed = slow_loris(tortured, SLOW_CONNECTIONS, SLOW_LORIS_S, digit)
-    record("connections", SLOW_CONNECTIONS)
+    unharmed, still_open = slow_loris(tortured, SLOW_CONNECTIONS, SLOW_LORIS_S, digit)
+    record("connections", still_open)
     record("others", dict(unharmed))
     assert set(unharmed) == {SUCCESS}, unharmed
+    assert still_open == SLOW_CONNECTIONS
     assert processes_of(tortured) == before
 
 
@@ -249,5 +256,19 @@ def test_a_server_of_one_connection_shows(tortured: RunningServer, digit: bytes)
         url = f"http://127.0.0.1:{server.server_address[1]}"
         alone = RunningServer(url, url, url, tortured.key_file, {})
         assert SUCCESS in others(alone, digit, lambda: True)
-        assert SUCCESS not in slow_loris(alone, 3, 0, digit, deadline_s=1)
+        assert SUCCESS not in slow_loris(alone, 3, 0, digit, deadline_s=1)[0]
         server.shutdown()
+
+
+class Impatient(OneAtATime):
+    """A server that ends connections of which nothing comes."""
+
+    timeout = 0.5
+
+
+def test_a_server_that_cuts_slow_connections_shows(tortured: RunningServer, digit: bytes) -> None:
+    """The control: where others are answered because the slow ones are gone."""
+    with listening(Impatient) as url:
+        unharmed, still_open = slow_loris(RunningServer(url, url, url, tortured.key_file, {}), 3, 0, digit)
+    assert SUCCESS in unharmed
+    assert still_open == 0
