@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import Annotated, Any
 import typer
 from PIL import Image, ImageOps
 
+from client import interrupts
 from client.command_line import Model, reports_errors, server_of
 from client.errors import ClientError, PageUnusable
 from client.torchserve import Prediction, TorchServe
@@ -47,7 +47,7 @@ def demo(
 ) -> None:
     """Serve a page that shows what a model makes of an image."""
     server = server_of(context, retry_s=_RETRY_S)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the uploads must go then too
+    interrupts.catch()  # the uploads must go then too
     with tempfile.TemporaryDirectory(prefix="demo-") as temporary:
         uploads = Path(temporary).resolve()
         gradio = _import_gradio(uploads)

@@ -2,8 +2,9 @@
 
     python -m server start cpu --foreground
 
-ends on SIGTERM, SIGINT (Ctrl-C) or SIGHUP, with 0; on a second one at once. While every model has a ready worker there
-is the file `logs/ready` in the run directory: it is looked at every two seconds.
+ends on SIGTERM, SIGINT (Ctrl-C) or SIGHUP with 0, and on a second one at once, but for those that whoever starts it has
+ignored, as nohup does SIGHUP. While every model has a ready worker there is the file `logs/ready` in the run directory:
+it is looked at every two seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
+from client import interrupts
 from client.errors import ClientError, ModelNotFound
 from client.torchserve import TorchServe
 from server import launch, processes
@@ -33,7 +35,6 @@ _READY_INTERVAL_S = 2.0
 _ANSWER_TIMEOUT_S = 10.0
 """Longer than a description takes under load, which is no reason to send requests elsewhere."""
 _LONGEST_PAUSE_S = 8.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Stop(BaseException):
@@ -69,15 +70,14 @@ class Supervisor:
             ServerError: it could not be started, or died too often; nothing of it is left running.
         """
         launch.refuse_a_second(self.run_dir)  # what is cleared at the end would be another's
-        for number in _SIGNALS:
-            signal.signal(number, _raise_stop)
+        interrupts.catch(_raise_stop)
         self.ready_file.unlink(missing_ok=True)  # of a supervisor that was killed
         try:
             self._serve()
         except _Stop:
             self._finish()
         finally:
-            for number in _SIGNALS:
+            for number in interrupts.INTERRUPTS:
                 signal.signal(number, signal.SIG_IGN)
             self.ready_file.unlink(missing_ok=True)
             processes.clear(self.run_dir)

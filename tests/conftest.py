@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,17 @@ def wait_for(condition: Callable[[], object], awaited: str, timeout_s: float = 6
         assert time.monotonic() - started < timeout_s, f"not within {timeout_s:g} s: {awaited}"
         threading.Event().wait(0.05)
     return time.monotonic() - started
+
+
+@contextmanager
+def signals_of_a_terminal() -> Iterator[None]:
+    """Whoever is started within takes Ctrl-C and a closed terminal, also where these tests are run by nohup or `&`."""
+    given = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in given.items():
+            signal.signal(number, handler)
 
 
 def run_module(module: str, *arguments: object, cwd: Path = ROOT, **options: Any) -> subprocess.CompletedProcess[str]:

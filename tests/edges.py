@@ -22,7 +22,7 @@ from requests.adapters import HTTPAdapter
 
 from client.edge.nginx import Nginx
 from server.launch import RunningServer
-from tests.conftest import MODEL, ROOT, wait_for
+from tests.conftest import MODEL, ROOT, signals_of_a_terminal, wait_for
 
 TEMPLATE = ROOT / "deploy" / "nginx"
 KEY = "0123456789abcdef" * 4
@@ -199,7 +199,8 @@ def running(folder: Path, port: int, *, wait: bool = True) -> Iterator[RunningEd
 
 def start(folder: Path, output: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "client", "edge", str(folder)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+    with signals_of_a_terminal():
+        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
 
 
 def behind(servers: Mapping[str, RunningServer], golden: Path | None = None) -> dict[str, object]:

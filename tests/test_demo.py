@@ -25,7 +25,7 @@ from client import demo
 from client.errors import PageUnusable
 from client.torchserve import TorchServe
 from server.launch import RunningServer
-from tests.conftest import LAPTOP, MODEL, PHONE, ROOT, free_ports
+from tests.conftest import LAPTOP, MODEL, PHONE, ROOT, free_ports, run_module, signals_of_a_terminal
 from tests.images import BAD
 from tests.listening import Quiet, key_file
 
@@ -203,6 +203,18 @@ def test_bytes_arrive_as_they_are_and_a_dead_server_is_told(browser: Browser, di
         assert bodies == [digit, BAD["truncated jpeg"][0]]
         [uploads] = tmp_path.glob("demo-*")
         assert any(file.read_bytes() == digit for file in uploads.rglob("*.png"))
+    assert not list(tmp_path.glob("demo-*"))
+
+
+def test_a_closed_terminal_leaves_no_uploads(tmp_path: Path) -> None:
+    """Their folder goes with the command, here while it imports gradio."""
+    closing = "import signal\nprint('imported', flush=True)\nsignal.raise_signal(signal.SIGHUP)"
+    (tmp_path / "gradio.py").write_text(closing)
+    with signals_of_a_terminal():
+        finished = run_module(
+            "client", "demo", MODEL, env={**os.environ, "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+        )
+    assert (finished.returncode, finished.stdout, finished.stderr) == (130, "imported\n", "interrupted\n")
     assert not list(tmp_path.glob("demo-*"))
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -122,6 +123,17 @@ def test_one_edge_watches_over_a_folder(edge: RunningEdge, tmp_path: Path) -> No
         with (folder / SAID).open("wb") as said:
             watched.process = start(folder, said.fileno())
         wait_for(lambda: "edge: serves" in watched.said, "the edge serves")
+
+
+def test_a_closed_terminal_ends_an_edge_in_order(tmp_path: Path) -> None:
+    """As SIGTERM does: nginx goes with it."""
+    port = free_ports()
+    folder = make_folder(tmp_path / "edge", port, before_nothing(port))
+    with running(folder, port, wait=False) as edge:
+        wait_for(lambda: "edge: serves" in edge.said, "the edge serves")
+        edge.process.send_signal(signal.SIGHUP)
+        assert edge.process.wait(timeout=90) == 0
+        assert not Nginx(folder).is_running()
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from client.tuning import layouts
 from server import launch, processes
 from server.launch import RunningServer
 from tests.broken import repacked
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports, wait_for
+from tests.conftest import CONFIG, MODEL, ROOT, free_ports, signals_of_a_terminal, wait_for
 from tests.edges import (
     READ_TIMEOUT_S,
     TAKEN_BACK_WITHIN_S,
@@ -138,9 +138,9 @@ def after_a_restart(store: Path, run_dir: Path) -> str:
 @contextmanager
 def killed_at_last(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process that would go on for minutes, while the block runs."""
-    given = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has whoever it starts ignore it
-    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE) as process:
-        signal.signal(signal.SIGHUP, given)
+    with signals_of_a_terminal():
+        process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE)
+    with process:
         try:
             yield process
         finally:

@@ -19,7 +19,7 @@ import requests
 
 from server import processes
 from server.supervise import MAX_FAILURES
-from tests.conftest import MODEL, ROOT, free_ports, run_module, wait_for
+from tests.conftest import MODEL, ROOT, free_ports, run_module, signals_of_a_terminal, wait_for
 
 STARTED_AGAIN_WITHIN_S = 10.0
 START_TIMEOUT_S = 60.0
@@ -39,7 +39,7 @@ class Supervised:
             sys.executable, "-m", "server", "start", "cpu", "--foreground", "--port", str(first),
             "--run-dir", str(run_dir), "--model-store", str(model_store), *options,
         ]  # fmt: skip
-        with self.output.open("wb") as output:
+        with self.output.open("wb") as output, signals_of_a_terminal():
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         self.ready = run_dir / "logs" / "ready"
 

@@ -36,7 +36,7 @@ from client.tuning.tune import Bench, Measured, choose, default_layout, neighbou
 from handler.settings import HandlerSettings, SettingsError
 from server import launch, processes
 from server.launch import RunningServer
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports
+from tests.conftest import CONFIG, MODEL, ROOT, free_ports, signals_of_a_terminal
 
 BOUND_MS = 50.0
 CORES = 4
@@ -361,11 +361,13 @@ def test_a_bound_that_nothing_meets(own: RunningServer, store: Path, run: Path, 
     assert (tmp_path / "model-config.yaml").read_text() == (run / "model-config.yaml").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_whoever_interrupts_leaves_nothing(own: RunningServer, store: Path, number: signal.Signals) -> None:
-    """Interrupted or terminated while a layout is registered, the command takes it away before it ends with 130."""
+    """Interrupted, terminated or hung up while a layout is registered, it takes that away before it ends with 130."""
     command = command_line(own, store, "--p99-ms", "2000", "--seconds", "20")
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with signals_of_a_terminal():
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    with process:
         wait_for_version(own.client())
         process.send_signal(number)
         _, complaints = process.communicate(timeout=60)

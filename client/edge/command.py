@@ -11,7 +11,6 @@ changed.
 from __future__ import annotations
 
 import re
-import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from client import locks
+from client import interrupts, locks
 from client.command_line import complain, reports_errors
 from client.edge import backends as edge_backends
 from client.edge import servers as edge_servers
@@ -40,10 +39,9 @@ _MOST_SERVERS = 64
 def edge(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A copy of deploy/nginx with your servers and keys.")],
 ) -> None:
-    """Run nginx in front of the servers of DIR/servers.yaml until SIGTERM or Ctrl-C, which lets it finish."""
+    """Run nginx in front of the servers of DIR/servers.yaml until SIGTERM, SIGHUP or Ctrl-C, which lets it finish."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    interrupts.catch(lambda *_: stop.set())
     Edge(folder).run(stop)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,13 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from client import locks, scaling
+from client import interrupts, locks, scaling
 from client.command_line import AsJson, Ceiling, Timeout, complain, reports_errors, server_of
 from client.edge.share import EdgeShare
 from client.errors import RolloutRefused
 from client.inputs import expand
 from client.rollout.comparison import Comparison, Limits, Plan, compare
-from client.rollout.versions import INTERRUPTS, Rollout
+from client.rollout.versions import Rollout
 from client.torchserve import TorchServe
 
 _ANSWER_TIMEOUT_S = 30.0
@@ -64,9 +63,7 @@ def rollout(
     as_json: AsJson = False,
 ) -> None:
     """Replace a model's version if a new one answers as well. Exits 1 if it does not, and the old one serves on."""
-    for number in INTERRUPTS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, signal.default_int_handler)  # what was registered must go then too
+    interrupts.catch()  # what was registered must go then too
     limits = Limits(_share("--max-errors", max_errors), max_p99_ratio, _share("--max-disagreement", max_disagreement),
                     min_compared)  # fmt: skip
     server = server_of(context, timeout_s=_ANSWER_TIMEOUT_S, retry_s=0)

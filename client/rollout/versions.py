@@ -20,9 +20,9 @@ from pathlib import Path
 
 from client.edge.share import EdgeShare
 from client.errors import ClientError, RequestRefused, RolloutRefused
+from client.interrupts import INTERRUPTS
 from client.torchserve import TorchServe
 
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CONFLICT = 409
 _APPEAR_TIMEOUT_S = 2.0
 _DRAIN_TIMEOUT_S = 30.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from client import scaling
+from client import interrupts, scaling
 from client.command_line import AsJson, Model, complain, reports_errors, server_of
 from client.errors import NotTunable
 from client.inputs import expand
@@ -86,7 +85,7 @@ def tune(
 
     The server must be on this machine, with nothing else to do, and let models be registered (enable_model_api=true).
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was registered must go then too
+    interrupts.catch()  # what was registered must go then too
     if "/" in model:
         raise NotTunable(f"{model}: name the model alone; its default version is tuned")
     server, cores = server_of(context), scaling.cores()
