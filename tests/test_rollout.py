@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import pytest
 import requests
@@ -29,9 +32,10 @@ from client.edge.images import GoldenFile
 from client.edge.nginx import Nginx
 from client.edge.servers import ServerEntry
 from client.edge.share import LEASE_S, EdgeShare
-from client.errors import ClientError, EdgeUnusable
+from client.errors import ClientError, EdgeUnusable, RolloutRefused
 from client.inputs import Source
 from client.rollout.comparison import Answer, Comparison, Limits, Plan
+from client.rollout.versions import Rollout
 from client.tokens import VARIABLES, Tokens
 from client.torchserve import TorchServe
 from client.tuning import layouts
@@ -49,6 +53,7 @@ from tests.edges import (
     running,
     substitute,
 )
+from tests.listening import Quiet, key_file, listening
 from tests.test_client_live import command, command_line
 
 MARK = "MAR-INF/MANIFEST.json"
@@ -484,6 +489,53 @@ def test_what_cannot_be_rolled_out_is_said_first(run: Path, arguments: list[str]
     refused = CliRunner().invoke(app, ["--url", "http://127.0.0.1:9", "rollout", MODEL, *filled])
     assert refused.exit_code == 1
     assert re.fullmatch(rf"error: .*{re.escape(complaint)}.*\n", refused.stderr)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "complaint"),
+    [
+        ({"model": {"modelName": "another"}}, f"is the model another, and as {MODEL}.mar no start serves it"),
+        ({"model": {}}, "is no archive of a model: 'modelName'"),
+        ({"model": {"modelName": MODEL}}, "cannot read the tokens"),
+    ],
+)
+def test_the_archive_is_one_of_the_model(tmp_path: Path, run: Path, manifest: object, complaint: str) -> None:
+    """What would take the name NAME.mar is looked into before any server is asked; one of the model goes on."""
+    with zipfile.ZipFile(tmp_path / "new.mar", "w") as archive:
+        archive.writestr(MARK, json.dumps(manifest))
+    place = ["--images", str(run / "golden"), "--min-compared", "1", "--model-store", str(tmp_path)]
+    missing = ["--url", "http://127.0.0.1:9", "--key-file", str(tmp_path / "none.json")]
+    refused = CliRunner().invoke(app, [*missing, "rollout", MODEL, "new.mar", *place])
+    assert refused.exit_code == 1
+    assert re.fullmatch(rf"error: .*{re.escape(complaint)}.*\n", refused.stderr)
+    assert [file.name for file in tmp_path.iterdir()] == ["new.mar"]
+
+
+class FullDisk:
+    """An edge whose share cannot be changed any more."""
+
+    def withdraw(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("end", [Rollout.promote, Rollout.withdraw])
+def test_what_the_file_system_refuses_is_told_with_the_way_on(
+    tmp_path: Path, end: Callable[[Rollout, float], None]
+) -> None:
+    """Whichever version is the default by then, nobody reads that the new one was rolled back: --abort clears up."""
+
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            self.answer([{"modelVersion": "1.0", "workers": []}])
+
+        def do_PUT(self) -> None:
+            self.answer({"status": "set"})
+
+    tokens = key_file(tmp_path, management={"key": "m"})
+    with listening(Handler) as url:
+        rollout = Rollout(TorchServe(url, url, tokens), MODEL, cast("EdgeShare", FullDisk()))
+        with pytest.raises(RolloutRefused, match=rf"No space left on device; .*rollout {MODEL} --abort removes it"):
+            end(rollout, 0)
 
 
 NGINX = """

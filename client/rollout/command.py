@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from client import interrupts, locks, scaling
+from client import interrupts, locks, manifest, scaling
 from client.command_line import AsJson, Ceiling, Timeout, complain, reports_errors, server_of
 from client.edge.share import EdgeShare
 from client.errors import RolloutRefused
@@ -185,7 +185,8 @@ def _show(this: Rollout, comparison: Comparison, reasons: list[str], as_json: bo
 
 def _in_store(model_store: Path | None, archive: str, model: str) -> Path | None:
     """Raises:
-    RolloutRefused: the archive is not in the model store, or is what a start in the meantime would serve.
+    RolloutRefused: the archive is not in the model store, is of another model, or is what a start in the meantime
+        would serve.
     """
     if model_store is None:
         return None
@@ -193,6 +194,10 @@ def _in_store(model_store: Path | None, archive: str, model: str) -> Path | None
         raise RolloutRefused(f"{archive} is what the server's next start takes: give the new archive another name")
     if not (model_store / archive).is_file():
         raise RolloutRefused(f"{model_store / archive} is not there: name the server's own model store")
+    if (name := manifest.model_name(model_store / archive)) != model:
+        raise RolloutRefused(
+            f"{model_store / archive} is the model {name}, and as {model}.mar no start serves it: name one of {model}"
+        )
     return model_store / archive
 
 

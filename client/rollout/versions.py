@@ -203,7 +203,7 @@ def _clearing_up(model: str) -> Iterator[None]:
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS}
     try:
         yield
-    except ClientError as error:
+    except (ClientError, OSError) as error:
         raise RolloutRefused(
             f"{error}; another version may be left: python -m client rollout {model} --abort removes it"
         ) from None

@@ -21,10 +21,10 @@ import yaml
 
 from client import golden
 from client.errors import ModelNotFound, NotAsMeasured, NotTunable
+from client.manifest import MANIFEST_FILE
 from client.torchserve import TorchServe
 
 CONFIG_FILE = "model-config.yaml"
-_MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 _VERSION_PREFIX = "tune-"
 _READY_TIMEOUT_S = 120.0
 _HANDLER_SECTION = re.compile(r"^handler:[^\n]*\n((?:(?:[ \t]+[^\n]*|[ \t]*#[^\n]*|)(?:\n|\Z))*)", re.MULTILINE)
@@ -190,10 +190,10 @@ def _copy(archive: Path, target: Path, layout: Layout) -> None:
     arriving = target.with_suffix(".partial")
     try:
         with _opened(archive) as source, zipfile.ZipFile(arriving, "w") as copy:
-            manifest = json.loads(source.read(_MANIFEST_FILE))
+            manifest = json.loads(source.read(MANIFEST_FILE))
             manifest["model"]["modelVersion"] = layout.version
             config = rewritten(source.read(CONFIG_FILE).decode(), layout, archive / CONFIG_FILE)
-            changed = {_MANIFEST_FILE: json.dumps(manifest), CONFIG_FILE: config}
+            changed = {MANIFEST_FILE: json.dumps(manifest), CONFIG_FILE: config}
             for info in source.infolist():
                 if info.filename in changed:
                     copy.writestr(info.filename, changed[info.filename])
