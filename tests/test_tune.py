@@ -279,6 +279,19 @@ def test_a_layout_is_served_as_it_says(own: RunningServer, store: Path, digit: b
         assert [file.name for file in store.iterdir()] == [f"{MODEL}.mar"]
 
 
+def test_a_model_of_another_name_is_varied_under_it(own: RunningServer, store: Path) -> None:
+    """Served under a name that is not the archive's, it has its layouts there, and the archive's model has none."""
+    client, archive = own.client(), store / f"{MODEL}.mar"
+    client.register(archive.name, model="other")
+    try:
+        with layouts.registered(client, "other", archive, Layout(1, 4, 7)) as version:
+            assert client.describe(version)["batchSize"] == 4
+            assert client.versions(MODEL) == ["1.0"]
+        assert client.versions("other") == ["1.0"]
+    finally:
+        client.unregister("other")
+
+
 def test_the_threads_are_those_of_the_layout(own: RunningServer, store: Path) -> None:
     """A worker takes the threads that it is told, but no more than there are cores; by itself its share of them."""
     client, cores = own.client(), scaling.cores()

@@ -147,7 +147,7 @@ def registered(server: TorchServe, model: str, archive: Path, layout: Layout) ->
     try:
         try:
             _copy(archive, copy, layout)
-            _uninterrupted(lambda: server.register(copy.name, layout.workers, _READY_TIMEOUT_S))
+            _uninterrupted(lambda: server.register(copy.name, layout.workers, _READY_TIMEOUT_S, model))
         except ModelNotFound:
             raise NotTunable(f"the server has no {copy.name}: name its own model store with --model-store") from None
         finally:
