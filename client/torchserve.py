@@ -152,19 +152,10 @@ class TorchServe:
     def scale(self, model: str, workers: int, timeout_s: float = 120.0, wait: bool = True) -> None:
         """Set the number of workers and, by default, wait until so many are ready.
 
-        Where several change at once TorchServe may stumble over its own list of them and answer 500; the number is as
-        good the second time, so that is asked once more.
-
         Raises:
             NotReady: they were not within `timeout_s`.
         """
-        change = f"{_model_path(model)}?min_worker={workers}&max_worker={workers}"
-        try:
-            self._manage("PUT", change)
-        except RequestRefused as error:
-            if error.status != 500:
-                raise
-            self._manage("PUT", change)
+        self._change(f"{_model_path(model)}?min_worker={workers}&max_worker={workers}")
         deadline = time.monotonic() + timeout_s
         while wait and (ready := self.ready_workers(model)) != workers:
             _wait(
@@ -252,7 +243,7 @@ class TorchServe:
 
     def set_default(self, model: str, version: str) -> str:
         """Answer requests that name no version by this one."""
-        status: str = self._manage("PUT", f"{_model_path(model, version)}/set-default").json()["status"]
+        status: str = self._change(f"{_model_path(model, version)}/set-default").json()["status"]
         return status
 
     def inference_token(self, refused: str | None = None) -> str:
@@ -314,6 +305,16 @@ class TorchServe:
     def _wait_s(self, within_s: float) -> float:
         """For one answer, where nobody waits longer than `within_s`."""
         return min(self._connection.timeout_s, max(_LEAST_WAIT_S, within_s))
+
+    def _change(self, path: str) -> requests.Response:
+        """Where several change at once TorchServe may stumble over its own list of workers and answer 500; what is set
+        is as good the second time, so that is asked once more."""
+        try:
+            return self._manage("PUT", path)
+        except RequestRefused as error:
+            if error.status != 500:
+                raise
+            return self._manage("PUT", path)
 
     def _manage(self, method: str, path: str, timeout_s: float | None = None) -> requests.Response:
         return self._connection.call("management", method, path, timeout_s=timeout_s)

@@ -34,6 +34,7 @@ REMOVED: Answer = (200, {"status": f'Model "{MODEL}" unregistered'})
 GONE: Answer = (404, {"code": 404, "type": "ModelNotFoundException", "message": f"Model not found: {MODEL}"})
 CONFUSED: Answer = (500, {"code": 500, "type": "ConcurrentModificationException"})
 SCALING: Answer = (202, {"status": "Processing worker updates..."})
+DEFAULT: Answer = (200, {"status": "Default version succesfully updated"})
 UNKNOWN: Answer = (401, {"code": 401, "type": "NotAuthorizedException", "message": "Send a key"})
 DIED: Answer = (507, {"code": 507, "type": "InternalServerException", "message": "Worker died."})
 DIED_UNSEEN: Answer = (500, {"code": 500, "type": "InternalServerException", "message": "Worker died."})
@@ -134,6 +135,17 @@ def test_a_failed_scaling_is_made_again(scripted: Serve) -> None:
     with pytest.raises(ModelNotFound):
         client.scale(MODEL, 1, wait=False)
     assert remaining == [SCALING]
+
+
+def test_a_failed_change_of_the_default_is_made_again(scripted: Serve) -> None:
+    """Once, after a 500; another status is raised at once."""
+    client, remaining = scripted(CONFUSED, DEFAULT)
+    assert client.set_default(MODEL, "2.0") == DEFAULT[1]["status"]
+    assert remaining == []
+    client, remaining = scripted(GONE, DEFAULT)
+    with pytest.raises(ModelNotFound):
+        client.set_default(MODEL, "2.0")
+    assert remaining == [DEFAULT]
 
 
 def test_an_unknown_key_ends_a_run(scripted: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
