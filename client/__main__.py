@@ -5,6 +5,7 @@ python -m client predict lenet5-digits digit.png
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -52,6 +53,8 @@ def connect(
     ] = None,
 ) -> None:
     """Talk to a running TorchServe: predict and explain, look at models, register them, scale their workers."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: a file's name may be no text
     context.obj = partial(TorchServe, url, management_url, key_file, certificate_authority=certificate_authority)
 
 

@@ -116,7 +116,7 @@ def explain(
             picture = server.explain_as_png(model, image)
         except (RequestRefused, OSError) as error:
             failed = True
-            complain(f"{source.name}: {error.strerror if isinstance(error, OSError) else error}")
+            complain(f"{source.name}: {(isinstance(error, OSError) and error.strerror) or error}")
             continue
         target = _free_name(output, source, taken)
         _write(target, picture)

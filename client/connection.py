@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import requests
@@ -22,6 +22,7 @@ from client.errors import (
     ModelNotFound,
     NotAuthorized,
     NothingListens,
+    NotTorchServe,
     RequestRefused,
     ServerBusy,
     ServerUnreachable,
@@ -97,7 +98,7 @@ class Connection:
                 break
             if not self._renew(api, token, timeout_s):
                 break
-        if response.ok:
+        if _is_good(response):
             return response
         raise self._refusal(response, api)
 
@@ -131,7 +132,7 @@ class Connection:
                 return True
             key = self._api_key(api)
             renewed = self._send("GET", f"{self.urls['management']}/token?type={api}", key, timeout_s=timeout_s)
-            if renewed.ok:
+            if _is_good(renewed):
                 self.tokens.forget_given(api)
             token = self.tokens.token(api)
             left_s = (token.expires_at or 0) - time.time()
@@ -182,6 +183,11 @@ class Connection:
         return response
 
     def _refusal(self, response: requests.Response, api: TokenKind) -> ClientError:
+        if 300 <= response.status_code < 400:
+            to = response.headers.get("Location", "nowhere")
+            return NotTorchServe(
+                f"{response.url} answers {response.status_code} and sends on to {to}: name the server's own address"
+            )
         try:
             body = response.json()
             name, message = str(body["type"]), str(body.get("message", "no reason given"))
@@ -208,6 +214,18 @@ class Connection:
         # 507 where TorchServe already knows that the process was killed, 500 where it does not yet.
         kind = WorkerDied if message == "Worker died." else RequestRefused
         return kind(response.status_code, name, message)
+
+
+def document(answer: requests.Response) -> Any:
+    """The JSON of a good answer.
+
+    Raises:
+        NotTorchServe: it is none.
+    """
+    try:
+        return answer.json()
+    except requests.JSONDecodeError:
+        raise NotTorchServe(f"{answer.url} answers, but not as TorchServe does: it sends no JSON") from None
 
 
 def no_address(url: str) -> ClientError:
@@ -248,6 +266,11 @@ def _check_certificates(file: Path) -> None:
         ssl.create_default_context(cafile=file)
     except OSError as error:
         raise ClientError(f"{file} is no file of certificates in PEM: {error.strerror or error}") from None
+
+
+def _is_good(response: requests.Response) -> bool:
+    """By `requests` a redirect, which nobody follows, would be as well."""
+    return 200 <= response.status_code < 300
 
 
 def _token_refused(response: requests.Response) -> bool:

@@ -3,6 +3,7 @@
 ClientError
 ├── ServerUnreachable   nothing answers at the address, or not in time
 │   └── NothingListens  the connection was refused, so nobody has seen the request
+├── NotTorchServe       what answers at the address is something else
 ├── NotAuthorized       no token or edge's key, or one that is refused and could not be renewed
 ├── ModelNotFound       the server has no model of that name or version
 ├── ModelApiOff         the server's configuration does not let models be registered or removed
@@ -35,6 +36,10 @@ class ServerUnreachable(ClientError):
 
 
 class NothingListens(ServerUnreachable):
+    pass
+
+
+class NotTorchServe(ClientError):
     pass
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import requests
 
 from client import retries
-from client.connection import Api, Connection, no_address
+from client.connection import Api, Connection, document, no_address
 from client.errors import (
     ClientError,
     ModelNotFound,
@@ -99,13 +99,13 @@ class TorchServe:
             RequestRefused: the server does not take this image; `status` and the message say why.
             NoWorkers, ServerBusy: it takes none at present.
         """
-        answer: Prediction = self._ask("predictions", model, version, image, "application/json", within_s).json()
+        answer: Prediction = document(self._ask("predictions", model, version, image, "application/json", within_s))
         return answer
 
     def explain(self, model: str, image: bytes, version: str | None = None) -> dict[str, Any]:
         """What in one encoded image spoke for its class, as a grid of numbers; raises as `predict` does."""
-        document: dict[str, Any] = self._ask("explanations", model, version, image, "application/json").json()
-        return document
+        explanation: dict[str, Any] = document(self._ask("explanations", model, version, image, "application/json"))
+        return explanation
 
     def explain_as_png(self, model: str, image: bytes, version: str | None = None) -> bytes:
         """The same as a picture: red where it speaks for the class, blue where it speaks against it."""
@@ -116,7 +116,7 @@ class TorchServe:
         names: list[str] = []
         page: str | None = "0"
         while page is not None:
-            answer = self._manage("GET", f"/models?limit=100&next_page_token={page}").json()
+            answer = document(self._manage("GET", f"/models?limit=100&next_page_token={page}"))
             names += [model["modelName"] for model in answer["models"]]
             page = answer.get("nextPageToken")
         return names
@@ -128,13 +128,13 @@ class TorchServe:
             within_s: as `predict` takes it.
         """
         answer = self._manage("GET", _model_path(model, version), self._wait_s(within_s))
-        descriptions: list[dict[str, Any]] = answer.json()
+        descriptions: list[dict[str, Any]] = document(answer)
         return descriptions[0]
 
     def describe_worker(self, model: str) -> dict[str, Any]:
         """What a worker of the model says of itself; nothing where its handler says nothing."""
         try:
-            description = self._manage("GET", f"{_model_path(model)}?customized=true").json()[0]
+            description = document(self._manage("GET", f"{_model_path(model)}?customized=true"))[0]
         except RequestRefused:  # a handler that cannot say
             return {}
         said = description.get("customizedMetadata")
@@ -142,7 +142,7 @@ class TorchServe:
 
     def versions(self, model: str) -> list[str]:
         """The registered versions of a model."""
-        descriptions: list[dict[str, Any]] = self._manage("GET", _model_path(model, "all")).json()
+        descriptions: list[dict[str, Any]] = document(self._manage("GET", _model_path(model, "all")))
         return [description["modelVersion"] for description in descriptions]
 
     def ready_workers(self, model: str) -> int:
@@ -222,7 +222,7 @@ class TorchServe:
             "synchronous": "true",
             **({} if model is None else {"model_name": model}),
         }
-        status: str = self._manage("POST", f"/models?{urlencode(query)}", timeout_s).json()["status"]
+        status: str = document(self._manage("POST", f"/models?{urlencode(query)}", timeout_s))["status"]
         return status
 
     def unregister(self, model: str, version: str | None = None) -> str:
@@ -232,7 +232,7 @@ class TorchServe:
         """
         path = _model_path(model, version)
         try:
-            status: str = self._manage("DELETE", path).json()["status"]
+            status: str = document(self._manage("DELETE", path))["status"]
         except RequestRefused as error:
             if error.status != 500:
                 raise
@@ -243,7 +243,7 @@ class TorchServe:
 
     def set_default(self, model: str, version: str) -> str:
         """Answer requests that name no version by this one."""
-        status: str = self._change(f"{_model_path(model, version)}/set-default").json()["status"]
+        status: str = document(self._change(f"{_model_path(model, version)}/set-default"))["status"]
         return status
 
     def inference_token(self, refused: str | None = None) -> str:
