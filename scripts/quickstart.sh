@@ -4,15 +4,19 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=lenet5-digits
-
-scripts/setup.sh
 python=.venv/bin/python
-if [[ ${1:-} == --port && -n ${2:-} ]]; then
+usage="usage: scripts/quickstart.sh [--port N]"
+
+if [[ $# == 2 && $1 == --port && $2 =~ ^[0-9]+$ ]]; then
     export TORCHSERVE_URL=http://127.0.0.1:$2
+elif [[ $# == 1 && $1 == --help ]]; then
+    echo "$usage"
+    exit
 elif (($# > 0)); then
-    echo "usage: scripts/quickstart.sh [--port N]" >&2
+    echo "$usage" >&2
     exit 2
 fi
+scripts/setup.sh
 
 [[ -d runs/$model ]] || $python -m train $model
 [[ -f model_store/$model.mar ]] || scripts/archive.sh runs/$model

@@ -5,8 +5,21 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+usage="usage: scripts/setup.sh [--dev]"
 lock=requirements.lock
-[[ ${1:-} == --dev ]] && lock=requirements-dev.lock
+for argument in "$@"; do
+    case $argument in
+        --dev) lock=requirements-dev.lock ;;
+        --help)
+            echo "$usage"
+            exit
+            ;;
+        *)
+            echo "$usage" >&2
+            exit 2
+            ;;
+    esac
+done
 # The development lock holds everything that the other one does.
 for installed in "$lock" requirements-dev.lock; do
     cmp -s "$installed" .venv/installed.lock && exit 0

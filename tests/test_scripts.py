@@ -55,6 +55,33 @@ def test_no_python_is_said(bare: Path, tmp_path: Path) -> None:
     assert "Python 3.10 to 3.13 is needed" in finished.stderr
 
 
+def called(script: Path, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    finished = subprocess.run([script, *arguments], capture_output=True, text=True, check=False)
+    return finished.returncode, finished.stdout, finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "usage", "wrong"),
+    [
+        ("setup.sh", "usage: scripts/setup.sh [--dev]\n", [["--devel"], ["--dev", "more"], ["dev"]]),
+        (
+            "quickstart.sh",
+            "usage: scripts/quickstart.sh [--port N]\n",
+            [["--prot", "9080"], ["--port"], ["--port", "http"], ["--port", "9080", "more"], ["9080"]],
+        ),
+    ],
+)
+def test_arguments_are_looked_at_before_anything_is_installed(
+    bare: Path, tmp_path: Path, script: str, usage: str, wrong: list[list[str]]
+) -> None:
+    """A word too many or a mistyped one prints the usage, and so does --help; no environment is begun."""
+    assert called(bare / script, "--help") == (0, usage, "")
+    for arguments in wrong:
+        assert called(bare / script, *arguments) == (2, "", usage)
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_an_up_to_date_environment_is_left_alone(bare: Path, tmp_path: Path) -> None:
     """Setting up twice costs nothing and prints nothing; the development environment serves for both locks."""
     (tmp_path / ".venv").mkdir()
