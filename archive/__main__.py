@@ -29,7 +29,7 @@ from archive.verify import Verified, verify
 P = ParamSpec("P")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 Archive = Annotated[Path, typer.Argument(metavar="FILE.mar", help="An archive.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -172,7 +172,7 @@ def score_command(
         public_key=public_key, workers=num_workers, address=address, shard_images=shard_images,
     )  # fmt: skip
     with bar.Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(folder.name)
+        task = progress.add_task(escape(folder.name))
         for state in steps:
             progress.update(task, total=state.images, completed=state.done)
     if as_json:
@@ -182,7 +182,9 @@ def score_command(
 
 
 def _show_verified(verified: Verified) -> None:
-    console.print(f"[bold]{verified.model_name} {verified.version}[/]  archive digest {verified.digest}")
+    console.print(
+        f"[bold]{escape(verified.model_name)} {escape(verified.version)}[/]  archive digest {verified.digest}"
+    )
     signed = "signature checked" if verified.signed else "signature not checked"
     forced = "[yellow], forced past its gate[/]" if verified.forced else ""
     size = f"{verified.size_bytes / 1e6:.1f} MB"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import handler
 from archive import doctor, gate, sbom, store
 from archive.doctor import Health
-from archive.errors import ArchiveError, BelowFloor, BuildError, CannotLoad, IncompleteRun, InvalidName
+from archive.errors import ArchiveError, BelowFloor, BuildError, CannotLoad, IncompleteRun
 from archive.gate import Check
 from archive.members import (
     CONFIG_FILE,
@@ -25,13 +24,11 @@ from archive.members import (
     SBOM_FILE,
     SERIALIZED_FILE,
 )
+from archive.names import check_name
 from archive.pack import forget_creation_time, pack, write_json
 from archive.verify import Verified, verify
 
 HANDLER = Path(handler.__file__).parent
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_VERSION = re.compile(r"\d+(\.\d+){0,3}")
 
 
 @dataclass(frozen=True)
@@ -93,18 +90,6 @@ def check(run: Path, name: str, version: str, model_store: Path) -> None:
     gate.read_floors(run)
     if not model_store.is_dir():
         raise ArchiveError(f"the model store {model_store} is not a directory: create it, or give --model-store DIR")
-
-
-def check_name(name: str, version: str) -> None:
-    """Raises:
-    InvalidName: TorchServe could not serve or manage a model of that name or version.
-    """
-    if not _NAME.fullmatch(name):
-        raise InvalidName(f"model name {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
-    if "token" in name.lower():
-        raise InvalidName(f"model name {name!r}: TorchServe takes management calls on it for token requests")
-    if not _VERSION.fullmatch(version):
-        raise InvalidName(f"version {version!r}: use numbers and dots, such as 1.0")
 
 
 def check_complete(run: Path) -> None:

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from archive import finished_run, preprocessing, triton
-from archive.build import check_name
 from archive.errors import ExportRefused, reason
 from archive.finished_run import EXPORTED_PROGRAM_FILE, FinishedRun
 from archive.members import LABELS_FILE, SERIALIZED_FILE
+from archive.names import check_name
 from handler import variants
 from handler.variants import Predict
 

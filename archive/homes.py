@@ -31,7 +31,7 @@ FORMS = (
 )
 """What `archive.compare` loads."""
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 Run = Annotated[Path, typer.Argument(metavar="runs/NAME", help="The run folder that training wrote.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from archive import layout
-from archive.errors import InvalidArchive
+from archive.errors import InvalidArchive, InvalidName
 from archive.layout import Entry
 from archive.members import (
     CONFIG_FILE,
@@ -28,6 +28,7 @@ from archive.members import (
     SERIALIZED_FILE,
     is_known,
 )
+from archive.names import check_name
 from handler.identity import DIGESTS_FILE
 
 _MAX_JSON_BYTES = 4_000_000
@@ -118,6 +119,10 @@ def _check_manifest(manifest: Mapping[str, Any]) -> Mapping[str, str]:
     expected = {"serializedFile": SERIALIZED_FILE, "handler": HANDLER_FILE, "configFile": CONFIG_FILE}
     if not isinstance(model, dict) or not all(isinstance(model.get(key), str) for key in ("modelName", "modelVersion")):
         raise InvalidArchive(f"{MANIFEST_FILE} names no model and version")
+    try:
+        check_name(model["modelName"], model["modelVersion"])
+    except InvalidName as error:
+        raise InvalidArchive(f"{MANIFEST_FILE}: {error}") from None
     found = {key: value for key, value in model.items() if key not in ("modelName", "modelVersion")}
     if found != expected:
         raise InvalidArchive(f"{MANIFEST_FILE} must make TorchServe use {expected} and nothing else, found {found}")

@@ -100,8 +100,11 @@ def test_an_incomplete_run_folder_is_named_with_what_it_lacks(run: Path, earlier
 
 @pytest.mark.parametrize(
     ("name", "version"),
-    [("my-token-model", "1.0"), ("../escape", "1.0"), ("a/b", "1.0"), ("", "1.0"), ("ok", "one"), ("ok", "1.")],
-)
+    [
+        ("my-token-model", "1.0"), ("../escape", "1.0"), ("a/b", "1.0"), ("", "1.0"), ("ok", "one"),
+        ("ok", "1."), ("ok", "١.٠"),
+    ],
+)  # fmt: skip
 def test_names_that_torchserve_cannot_manage_are_refused(run: Path, earlier: Path, name: str, version: str) -> None:
     """A name with `token` in it could never be scaled; a path could land anywhere."""
     with pytest.raises(InvalidName):

@@ -267,6 +267,16 @@ FORGERIES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda content: set_in_manifest(content, "requirementsFile", "requirements.txt"), "and nothing else",
     ),
     "eager model": (lambda content: set_in_manifest(content, "modelFile", "model.py"), "and nothing else"),
+    "name with markup": (
+        lambda content: set_in_manifest(content, "modelName", "[/x]"), r"model name '\[/x\]': use letters",
+    ),
+    "name with a path": (lambda content: set_in_manifest(content, "modelName", "../x"), r"model name '\.\./x'"),
+    "name that cannot be managed": (
+        lambda content: set_in_manifest(content, "modelName", "my-token"), r"MANIFEST\.json: .*token requests",
+    ),
+    "version for the terminal": (
+        lambda content: set_in_manifest(content, "modelVersion", "1.0\x1b[2J"), r"version '1\.0\\x1b\[2J': use numbers",
+    ),
     "another handler": (lambda content: set_in_manifest(content, "handler", "other.py"), "must make TorchServe use"),
     "pickled second model": (
         lambda content: list_in_digests(content, "model.int8.pt", pickle.dumps([])), "is not TorchScript",
@@ -398,6 +408,14 @@ def test_the_commands_for_keys_and_checks(archive: Path, tmp_path: Path) -> None
     assert len(refused.stderr.splitlines()) == 1
     absent = run_module("archive", "verify", tmp_path / "absent.mar")
     assert (absent.returncode, len(absent.stderr.splitlines())) == (1, 1)
+
+
+def test_what_files_are_called_is_printed_as_it_is(tmp_path: Path) -> None:
+    """Brackets and colons mean nothing to whoever prints them."""
+    key = tmp_path / "key [copy] :key:"
+    finished = run_module("archive", "keygen", key)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith(f"wrote {key}, to be kept secret")
 
 
 def test_no_archive_error_escapes_the_tree() -> None:

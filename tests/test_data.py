@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from handler.settings import HandlerSettings
+from tests.conftest import run_module
 from tests.images import encode
 from train import datasets, loading, pipeline, recipe, sources
 from train.errors import DataError
@@ -172,6 +173,18 @@ def test_two_processes_share_every_batch(tmp_path: Path) -> None:
     left, right = (loading.batch_indices(len(data.train), training, 1, loading.Share(rank, 2)) for rank in (0, 1))
     for whole, one, other in zip(alone, left, right, strict=True):
         assert sorted(whole.tolist()) == sorted([*one.tolist(), *other.tolist()])
+
+
+def test_what_files_are_called_is_printed_as_it_is(tmp_path: Path) -> None:
+    """Brackets and colons in the name of a skipped file, and in that of what is written, mean nothing."""
+    root = fill(tmp_path / "data", ("cat", "dog"), count=30)
+    (root / "cat" / "cat [copy] :cat:.jpg").write_bytes(b"not an image")
+    preview = tmp_path / "batch [copy].png"
+    options = ("--set", "data.dataset=folder", "--set", "data.val_fraction=0.1", "--preview", preview)
+    finished = run_module("train", "cnn-cifar10", "--data", root, *options)
+    assert finished.returncode == 0, finished.stderr
+    assert "skipped cat/cat [copy] :cat:.jpg: not an image" in finished.stdout
+    assert f"wrote {preview}\n" in finished.stdout
 
 
 def test_your_own_folder_trains_and_serves_its_class_names(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def main(
 ) -> None:
     """Train an image classifier from a recipe into runs/NAME."""
     folder = runs / (name or Path(recipe_name).stem)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     try:
         chosen = recipe.load(recipe_name, overrides or [], data)
         if preview is not None:

@@ -215,7 +215,7 @@ def main(
     json_output: Annotated[bool, typer.Option("--json", help="Print quantisation.json instead of tables.")] = False,
 ) -> None:
     """Make runs/NAME faster in int8, if it stays as accurate."""
-    console = Console(highlight=False, soft_wrap=True, stderr=json_output)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=json_output)
     try:
         report = quantise(
             run,
