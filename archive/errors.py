@@ -4,7 +4,7 @@ ArchiveError
 ├── IncompleteRun    the run folder lacks files, or one of them cannot be read
 ├── InvalidName      TorchServe could not serve or manage a model of that name or version
 ├── BuildError       torch-model-archiver failed
-├── ExportRefused    a form of the model for another runtime cannot be had, or answers otherwise
+├── ExportRefused    a form for another runtime cannot be had, answers otherwise, or would replace what no export wrote
 ├── ScoringRefused   images cannot be scored: no Ray, no image, or a folder with another archive's answers
 ├── CannotLoad       a worker could not load the archive, or answered the golden images otherwise than training
 ├── BelowFloor       it was measured to be worse than its recipe allows

@@ -12,6 +12,7 @@ Beside the model lie the class names, and what a client must do to an image befo
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ import torch
 from archive import finished_run, preprocessing, triton
 from archive.errors import ExportRefused, reason
 from archive.finished_run import EXPORTED_PROGRAM_FILE, FinishedRun
-from archive.members import LABELS_FILE, SERIALIZED_FILE
+from archive.members import CONFIG_FILE, LABELS_FILE, SERIALIZED_FILE
 from archive.names import check_name
 from handler import variants
 from handler.variants import Predict
@@ -34,10 +35,17 @@ from handler.variants import Predict
 TOLERANCE = 1e-4
 """Largest difference of a golden probability; another runtime's fp32 moves them by about 1e-6."""
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_ABOUT = (LABELS_FILE, preprocessing.JSON_FILE, preprocessing.PAGE_FILE)
+_TRITON_MODEL = {
+    triton.CONFIG_FILE, triton.LABELS_FILE, triton.VERSION, f"{triton.VERSION}/{variants.ONNX_FILE}", *_ABOUT
+}  # fmt: skip
+"""All that lies in a model folder that was exported for Triton."""
 
 
 def export(run: Path, to: str, folder: Path, name: str) -> tuple[list[Path], float]:
     """Write the model of `run` for another runtime into `folder`, which is made if need be.
+
+    What an earlier export wrote there is replaced, and nothing else.
 
     Args:
         to: a key of `FORMATS`.
@@ -51,12 +59,15 @@ def export(run: Path, to: str, folder: Path, name: str) -> tuple[list[Path], flo
     """
     check_name(name, "1.0")
     known = finished_run.read(run)
+    if to == "triton":
+        _check_triton_model(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
         staging = Path(temporary)
         difference = FORMATS[to](known, staging, name)
         if to != "triton":
             _write_about(known, staging)
+            _check_files(staging, folder, run)
         return [_move(entry, folder / entry.name) for entry in sorted(staging.iterdir())], difference
 
 
@@ -179,8 +190,30 @@ def _write_about(known: FinishedRun, folder: Path) -> None:
     (folder / preprocessing.PAGE_FILE).write_text(preprocessing.page(known), encoding="utf-8")
 
 
+def _check_triton_model(model: Path) -> None:
+    """Raises:
+    ExportRefused: something is there, and it is not just what an export wrote.
+    """
+    if model.exists() and {path.relative_to(model).as_posix() for path in model.rglob("*")} != _TRITON_MODEL:
+        raise ExportRefused(
+            f"{model} is there and holds what no export wrote: give another DIR or --name, or move it away"
+        )
+
+
+def _check_files(staging: Path, folder: Path, run: Path) -> None:
+    """Raises:
+    ExportRefused: a file would be lost that no export wrote.
+    """
+    is_another_run = (folder / CONFIG_FILE).exists() and not folder.samefile(run)
+    had_export = (folder / preprocessing.JSON_FILE).is_file() and not is_another_run
+    for entry in sorted(staging.iterdir()):
+        target = folder / entry.name
+        if target.is_dir() or (target.exists() and not had_export and not filecmp.cmp(entry, target, shallow=False)):
+            raise ExportRefused(f"{target} is there and no export wrote it: give another DIR, or move it away")
+
+
 def _move(entry: Path, target: Path) -> Path:
-    """Put `entry` in the place of what may lie at `target`, a folder as a whole."""
+    """Put `entry` in the place of what an earlier export may have left at `target`, a folder as a whole."""
     replaced = entry.with_name(f"{entry.name}.replaced")
     if target.is_dir():
         target.rename(replaced)
