@@ -50,6 +50,8 @@ class Served:
     url: str
     name: str
     key_file: Path
+    tolerance: float = export.TOLERANCE
+    """Largest difference of a probability; a worker that serves in lower precision needs a larger one."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,16 @@ def compare(run: Path, only: Sequence[str] = (), served: Served | None = None) -
     forms: dict[str, Load] = {**FORMS, "torchserve": partial(_torchserve, served=served)}
     for form in only or forms:
         with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
-            yield _try(form, forms[form], known, Path(scratch))
+            yield _try(form, forms[form], known, Path(scratch), _tolerance(form, served))
 
 
-def _try(form: str, load: Load, known: FinishedRun, scratch: Path) -> Home:
-    tolerance = variants.ROUNDING_TOLERANCE.get(form, export.TOLERANCE)
+def _tolerance(form: str, served: Served | None) -> float:
+    if form == "torchserve" and served is not None:
+        return served.tolerance
+    return variants.ROUNDING_TOLERANCE.get(form, export.TOLERANCE)
+
+
+def _try(form: str, load: Load, known: FinishedRun, scratch: Path, tolerance: float) -> Home:
     try:
         with variants.without_torchscript_warning(), torch.inference_mode():
             predict = load(known, scratch)
@@ -193,6 +200,11 @@ def _torchserve(known: FinishedRun, _: Path, served: Served | None) -> Predict:
 
     def row(data: bytes) -> list[float]:
         response = session.post(url, data=data, headers=headers, timeout=_REQUEST_TIMEOUT_S)
+        if response.status_code == 400 and b"InvalidKeyException" in response.content:
+            raise ArchiveError(
+                f"the server refuses the token in {served.key_file}, which has expired or is another server's: "
+                f"`python -m client predict {served.name} FILE` renews it"
+            )
         response.raise_for_status()
         answer: dict[str, float] = response.json()
         return [answer[name] for name in known.class_names]

@@ -30,6 +30,8 @@ FORMS = (
     "torchserve",
 )
 """What `archive.compare` loads."""
+TOLERANCE = 1e-4
+"""Of `archive.export`."""
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 
@@ -63,6 +65,9 @@ def compare_command(
     only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(FORMS)}; repeatable.")] = None,
     url: Annotated[str, typer.Option(help="Inference address of a running TorchServe, to compare with it.")] = "",
     key_file: Annotated[Path, typer.Option(help="Its tokens.")] = Path("key_file.json"),
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest difference of its probabilities; bf16 needs 0.05, int8 0.1.")
+    ] = TOLERANCE,
     name: Annotated[str, typer.Option(help="Name of the served model; default: the run folder's.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -71,7 +76,7 @@ def compare_command(
         raise ExportRefused(f"--only {unknown[0]}: use one of {', '.join(FORMS)}")
     from archive import compare
 
-    served = compare.Served(url, name or run.resolve().name, key_file) if url else None
+    served = compare.Served(url, name or run.resolve().name, key_file, tolerance) if url else None
     homes = []
     with console.status("loading each form") as status:
         for home in compare.compare(run, only or (), served):

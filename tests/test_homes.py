@@ -28,6 +28,7 @@ from handler.settings import HandlerSettings
 from server.launch import RunningServer
 from tests.conftest import MODEL, ROOT, run_module
 from tests.images import encode, gradient
+from tests.listening import Quiet, key_file, listening
 from train.quantise import quantise
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.*:UserWarning")
@@ -216,12 +217,89 @@ def test_triton_is_told_what_the_model_is(repository: Path, known: FinishedRun) 
 def test_a_second_export_takes_the_place_of_the_first(repository: Path, run: Path, tmp_path: Path) -> None:
     """A model folder is replaced as a whole, and nothing is left beside it."""
     folder = Path(shutil.copytree(repository, tmp_path / "repository"))
-    (folder / "digits" / "old").touch()
+    (folder / "digits" / triton.LABELS_FILE).write_text("old\n")
     export.export(run, "triton", folder, "digits")
     assert [path.name for path in folder.iterdir()] == ["digits"]
-    assert {path.name for path in (folder / "digits").iterdir()} == {
-        path.name for path in (repository / "digits").iterdir()
-    }
+    assert (folder / "digits" / triton.LABELS_FILE).read_text() == (repository / "digits" / "labels.txt").read_text()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below, by its path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_folder_is_not_replaced_by_its_model(own_run: Path) -> None:
+    """With the folder of the runs as target, DIR/NAME is the run itself: refused, and nothing of it is touched."""
+    before = content(own_run.parent)
+    with pytest.raises(ExportRefused, match=f"{own_run} is there and holds what no export wrote"):
+        export.export(own_run, "triton", own_run.parent, own_run.name)
+    assert content(own_run.parent) == before
+
+
+@needs_onnx
+@pytest.mark.parametrize("foreign", ["2/model.onnx", "1/model.plan", "notes.txt"])
+def test_what_else_lies_in_a_triton_model_is_kept(repository: Path, run: Path, tmp_path: Path, foreign: str) -> None:
+    """Another version or any other file: refused, since the folder is replaced as a whole."""
+    folder = Path(shutil.copytree(repository, tmp_path / "repository"))
+    (folder / "digits" / foreign).parent.mkdir(exist_ok=True)
+    (folder / "digits" / foreign).write_text("foreign")
+    before = content(folder)
+    with pytest.raises(ExportRefused, match="holds what no export wrote"):
+        export.export(run, "triton", folder, "digits")
+    assert content(folder) == before
+
+
+def test_a_triton_model_of_another_making_is_kept(run: Path, tmp_path: Path) -> None:
+    """It has the same files, but for those that only an export writes."""
+    for name in ("config.pbtxt", "labels.txt", "1/model.onnx"):
+        (tmp_path / "digits" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "digits" / name).write_text("foreign")
+    before = content(tmp_path)
+    with pytest.raises(ExportRefused, match="holds what no export wrote"):
+        export.export(run, "triton", tmp_path, "digits")
+    assert content(tmp_path) == before
+
+
+def lay_a_file(folder: Path) -> None:
+    """Somebody's own model of the same name."""
+    folder.mkdir()
+    (folder / "model.pt2").write_text("foreign")
+
+
+def lay_a_folder(folder: Path) -> None:
+    """A directory of that name, in a folder with an earlier export."""
+    (folder / "model.pt2").mkdir(parents=True)
+    (folder / "model.pt2" / "notes.txt").write_text("foreign")
+    (folder / preprocessing.JSON_FILE).write_text("{}")
+
+
+def lay_another_run(folder: Path) -> None:
+    """A run folder with an export of its own."""
+    folder.mkdir()
+    for name in ("model.pt2", "model-config.yaml", preprocessing.JSON_FILE):
+        (folder / name).write_text("foreign")
+
+
+@pytest.mark.parametrize("lay", [lay_a_file, lay_a_folder, lay_another_run])
+def test_files_that_no_export_wrote_are_kept(run: Path, tmp_path: Path, lay: Callable[[Path], None]) -> None:
+    """Refused by name, and nothing is written beside them."""
+    lay(tmp_path / "out")
+    before = content(tmp_path)
+    with pytest.raises(ExportRefused, match=r"model\.pt2 is there and no export wrote it"):
+        export.export(run, "pt2", tmp_path / "out", MODEL)
+    assert content(tmp_path) == before
+
+
+@needs_onnx
+def test_a_run_folder_takes_its_own_exports(own_run: Path) -> None:
+    """As docs/handler.md asks for: what training wrote stays, and a second export replaces the first."""
+    trained = content(own_run)
+    for _ in range(2):
+        export.export(own_run, "onnx", own_run, MODEL)
+        assert content(own_run).items() > trained.items()
+        (own_run / variants.ONNX_FILE).write_text("an older one")
+    export.export(own_run, "onnx", own_run, MODEL)
+    assert (own_run / variants.ONNX_FILE).stat().st_size > 1000
 
 
 @pytest.mark.parametrize("to", ["torchscript", "pt2"])
@@ -280,6 +358,7 @@ def test_the_commands_offer_what_there_is() -> None:
     """Their choices are named without loading torch, and are those that exist."""
     assert set(homes.FORMATS) == set(export.FORMATS)
     assert set(homes.FORMS) == {*compare.FORMS, "torchserve"}
+    assert homes.TOLERANCE == export.TOLERANCE
 
 
 def test_every_form_answers_as_measured(own_run: Path) -> None:
@@ -367,3 +446,35 @@ def test_a_running_torchserve_answers_as_measured(torchserve: RunningServer, run
     [missing] = compare.compare(run, ["torchserve"], compare.Served(url, "nobody", key_file))
     assert not missing.passed
     assert missing.failure.startswith("HTTPError: 404")
+
+
+def test_a_token_that_is_refused_says_what_renews_it(torchserve: RunningServer, run: Path, tmp_path: Path) -> None:
+    """As after an hour, when it has expired."""
+    old = key_file(tmp_path, inference={"key": "expired"})
+    [refused] = compare.compare(run, ["torchserve"], compare.Served(torchserve.inference_url, MODEL, old))
+    assert not refused.passed
+    assert refused.failure.startswith(f"ArchiveError: the server refuses the token in {old}, which has expired")
+    assert refused.failure.endswith(f"`python -m client predict {MODEL} FILE` renews it")
+
+
+@pytest.mark.parametrize(("tolerance", "passed"), [((), False), (("--tolerance", "0.05"), True)])
+def test_a_worker_in_lower_precision_is_allowed_more(
+    known: FinishedRun, tmp_path: Path, tolerance: tuple[str, ...], passed: bool
+) -> None:
+    """Probabilities 0.01 away pass where that is asked for, and fail where it is not."""
+    answers = dict(zip(known.encoded, (known.probabilities + 0.01).tolist(), strict=True))
+
+    class Rounding(Quiet):
+        def do_POST(self) -> None:
+            image = self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(dict(zip(known.class_names, answers[image], strict=True)))
+
+    tokens = key_file(tmp_path, inference={"key": "token"})
+    with listening(Rounding) as url:
+        finished = run_module(
+            "archive", "compare", known.run, "--only=torchserve", "--url", url, "--key-file", tokens, *tolerance
+        )
+    assert (finished.returncode == 0) is passed, finished.stderr
+    assert re.search(
+        rf"^torchserve +1\.0e-02 +\S+ +{'pass' if passed else 'FAIL'}", finished.stdout, flags=re.MULTILINE
+    )
