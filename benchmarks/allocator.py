@@ -9,12 +9,12 @@ import multiprocessing
 import resource
 import time
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
 from rich.progress import track
 
+from benchmarks.command_line import Run
 from benchmarks.rounds import spread
 from handler import golden, runtime
 from handler.decoding import decode
@@ -26,9 +26,7 @@ _WARM_UP, _BATCHES = 3, 20
 
 
 @app.command()
-def main(
-    run: Annotated[Path, typer.Argument(help="A run folder that training wrote.")], batch_size: int = 8, rounds: int = 5
-) -> None:
+def main(run: Run, batch_size: int = 8, rounds: int = 5) -> None:
     """Batches of the fp32 model on one thread, in a new process for each measurement."""
     # A process that is forked would have this one's settings.
     context = multiprocessing.get_context("spawn")

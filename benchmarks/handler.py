@@ -32,7 +32,9 @@ from ts.context import Context, RequestProcessor
 from ts.protocol import otf_message_handler
 from ts.service import Service
 
+from benchmarks.command_line import Run, reports_errors
 from benchmarks.rounds import interleaved, spread
+from benchmarks.serving.errors import BenchmarkError
 from handler import golden
 from handler.decoding import decode, fit
 from handler.image_classifier import ImageClassifier
@@ -42,15 +44,7 @@ from train import models, recipe
 from train.export import load_torchscript
 from train.recipe import ModelSection
 
-
-def _run_folder(path: Path) -> Path:
-    if not (path / "model-config.yaml").is_file():
-        raise typer.BadParameter(f"{path} is no run folder, it has no model-config.yaml: python -m train writes one")
-    return path
-
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-Run = Annotated[Path, typer.Argument(help="A run folder that training wrote.", callback=_run_folder)]
 LARGE_PHOTOGRAPH = (4000, 3000)
 STAGES = ("read the requests", "decode", "forward", "answer", "write the answers")
 IMAGENET_INPUT = HandlerSettings(channels=3, resize_size=256, crop_size=224, interpolation="bicubic")
@@ -153,17 +147,20 @@ def variants(run: Run, batch_size: int = 8, rounds: int = 15) -> None:
 
 
 @app.command()
+@reports_errors
 def jpeg(
     images: Annotated[Path, typer.Option(help="A folder of photographs, searched in depth.")],
     weights: Annotated[Path, typer.Option(help="Weights of timm's tf_efficientnet_lite0 for ImageNet.")],
     timed: Annotated[int, typer.Option(help="How many photographs are timed.")] = 20,
 ) -> None:
     """Photographs enlarged to 12 megapixels: decoding at a fraction of the size against decoding in full."""
+    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        raise BenchmarkError(f"--images {images} holds no JPEG photograph")
     section = ModelSection(
         architecture="timm/tf_efficientnet_lite0", weights=str(weights), mean=[0.5] * 3, std=[0.5] * 3
     )
     network = models.build(section, 3, 1000).eval()
-    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     agreed, ratios = 0, []
     for index, path in enumerate(track(paths, "photographs", transient=True)):
         data = _enlarged(path)

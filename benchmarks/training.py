@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.command_line import reports_errors
 from benchmarks.rounds import spread
 from handler import runtime
 from train import datasets, loading, models, recipe
@@ -45,6 +46,7 @@ def main() -> None:
 
 
 @app.command()
+@reports_errors
 def loader(
     recipe_name: Annotated[str, typer.Argument(metavar="RECIPE")],
     data: Data,
@@ -88,6 +90,7 @@ def loader(
 
 
 @app.command()
+@reports_errors
 def tutorial(data: Data, epochs: int = 2, rounds: int = 1) -> None:
     """The recipe cnn-cifar10 against the tutorial's loop: seconds for an epoch, and accuracy on the test images."""
     chosen = recipe.load("cnn-cifar10", [f"training.epochs={epochs}", "data.val_fraction=0"], data)

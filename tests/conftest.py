@@ -6,10 +6,8 @@ The server runs on free ports with its own working and temp directory, beside wh
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +23,7 @@ from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 
 from archive.build import build
+from benchmarks.ports import free_ports
 from client.torchserve import TorchServe
 from server import launch, processes
 from server.launch import RunningServer
@@ -48,19 +47,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "torchserve" in getattr(item, "fixturenames", ()):
             item.add_marker("live")
     items.sort(key=lambda item: item.get_closest_marker("live") is not None)
-
-
-def free_ports() -> int:
-    """The first of five consecutive ports that nobody listens on, below those that outgoing connections are given."""
-    while True:
-        first = random.randrange(15_000, 32_000)
-        try:
-            for port in range(first, first + 5):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
 
 
 def wait_for(condition: Callable[[], object], awaited: str, timeout_s: float = 60.0) -> float:

@@ -19,9 +19,11 @@ import pytest
 import requests
 from PIL import Image
 from tritonclient.utils import serialize_byte_tensor
+from typer import Typer
 from typer.testing import CliRunner
 
-from benchmarks.handler import app as handler_app
+from benchmarks import allocator, handler, training
+from benchmarks.ports import free_ports
 from benchmarks.serving import bodies, load, measure, models, report
 from benchmarks.serving.__main__ import app
 from benchmarks.serving.bodies import FORMS
@@ -29,7 +31,7 @@ from benchmarks.serving.errors import BenchmarkError, ReportError, SetupError, S
 from benchmarks.serving.home import Home
 from benchmarks.serving.measure import Record
 from benchmarks.serving.peers import Peer, Plan
-from benchmarks.serving.process import Server, free_ports
+from benchmarks.serving.process import Server
 from benchmarks.serving.targets import targets
 from client.torchserve import TorchServe
 from server import processes
@@ -337,8 +339,46 @@ def test_mistakes_are_said_in_one_line(arguments: list[str], message: str, tmp_p
     assert result.stderr.count("\n") == 1
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    """By the benchmark of the handler too, before it loads anything."""
-    result = CliRunner().invoke(handler_app, ["stages", str(tmp_path)])
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (training.app, ["loader", "lenet", "--data", "FOLDER"], "error: no recipe "),
+        (training.app, ["tutorial", "--data", "FOLDER"], "error: "),
+        (handler.app, ["jpeg", "--images", "FOLDER", "--weights", "FOLDER/none"], "holds no JPEG photograph"),
+    ],
+)
+def test_mistakes_with_the_other_benchmarks(command: Typer, arguments: list[str], message: str, tmp_path: Path) -> None:
+    """An unknown recipe and empty folders are a line as well."""
+    result = CliRunner().invoke(command, [part.replace("FOLDER", str(tmp_path)) for part in arguments])
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_its_load_generator_nothing_is_started(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said once before the rounds, and not for every server in turn."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = CliRunner().invoke(app, ["run", str(home.path), "--only", "ours", "--only", "in-process"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: wrk is missing: install it")
+    assert not home.results.exists()
+
+
+def test_a_run_that_could_not_measure_all_fails(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is named once, after the rounds; the limits in process need no load generator."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    options = ("--only", "in-process", "--model", "lenet5", "--rounds", "2")
+    result = CliRunner().invoke(app, ["run", str(home.path), *options])
+    assert result.exit_code == 1
+    assert result.stderr == "error: not measured: in-process with lenet5; the same command tries them again\n"
+    assert len(measure.read(home.results)) == 2
+
+
+@pytest.mark.parametrize(("command", "arguments"), [(handler.app, ["stages"]), (allocator.app, [])])
+def test_a_folder_that_is_no_run_is_refused(command: Typer, arguments: list[str], tmp_path: Path) -> None:
+    """By the benchmarks of the handler too, before they load anything."""
+    result = CliRunner().invoke(command, [*arguments, str(tmp_path)])
     assert result.exit_code == 2
     assert "is no run folder" in re.sub(r"[\s│]+", " ", result.stderr)

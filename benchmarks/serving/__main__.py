@@ -11,25 +11,19 @@ where it was interrupted; `report` writes docs/benchmarks.md. wrk must be instal
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from archive.errors import ArchiveError
-from benchmarks.serving import environments, measure, models, report
+from benchmarks.command_line import reports_errors
+from benchmarks.serving import environments, load, measure, models, report
 from benchmarks.serving.errors import BenchmarkError
 from benchmarks.serving.home import Home
 from benchmarks.serving.peers import PEERS
 from handler.variants import without_torchscript_warning
-from train.errors import TrainingError
 
-P = ParamSpec("P")
 MODELS = (models.RESNET, models.LENET)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -43,23 +37,6 @@ def main(context: typer.Context) -> None:
     context.with_resource(without_torchscript_warning())
 
 
-def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Print an error in one line and exit 1."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (BenchmarkError, TrainingError, ArchiveError, OSError, subprocess.SubprocessError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on", file=sys.stderr)
-            raise typer.Exit(130) from None
-
-    return wrapper
-
-
 @app.command(epilog="Example: python -m benchmarks.serving setup bench --images photographs")
 @reports_errors
 def setup(
@@ -67,7 +44,7 @@ def setup(
     images: Annotated[Path, typer.Option(help="A folder of JPEG photographs, searched in depth.")],
 ) -> None:
     """Make environments and run folders that are not there yet, and archives with the code as it is."""
-    home, console = Home(folder.resolve()), Console(highlight=False, soft_wrap=True)
+    home, console = Home(folder.resolve()), Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     for name in environments.PINS:
         console.print(f"environment {name}")
         environments.make(home, name)
@@ -95,7 +72,12 @@ def run(
         raise BenchmarkError(
             f"{folder} is not set up: python -m benchmarks.serving setup {folder} --images PHOTOGRAPHS"
         )
-    measure.rounds(home, model or MODELS, only or list(PEERS), rounds, seconds, lambda line: print(line, flush=True))
+    peers = only or list(PEERS)
+    if any(PEERS[name].plan for name in peers):
+        load.find_wrk()
+    failed = measure.rounds(home, model or MODELS, peers, rounds, seconds, lambda line: print(line, flush=True))
+    if failed:
+        raise BenchmarkError(f"not measured: {', '.join(failed)}; the same command tries them again")
 
 
 @app.command(name="report", epilog="Example: python -m benchmarks.serving report bench")

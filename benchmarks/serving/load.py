@@ -33,17 +33,24 @@ class Load:
         return asdict(self)
 
 
+def find_wrk() -> str:
+    """Raises:
+    BenchmarkError: it is not installed.
+    """
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise BenchmarkError("wrk is missing: install it (Debian and Ubuntu: apt-get install wrk)")
+    return wrk
+
+
 def generate(url: str, headers: Mapping[str, str], bodies: Path, connections: int, seconds: int) -> Load:
     """Post the `bodies` in turns from `connections` connections.
 
     Raises:
         BenchmarkError: wrk is missing, or failed.
     """
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        raise BenchmarkError("wrk is missing: install it (Debian and Ubuntu: apt-get install wrk)")
     command = [
-        wrk, "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={_TIMEOUT_S}s", f"--script={_SCRIPT}",
+        find_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={_TIMEOUT_S}s", f"--script={_SCRIPT}",
         *(f"-H{name}: {value}" for name, value in headers.items()), url, "--", str(bodies), str(BODIES),
     ]  # fmt: skip
     finished = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 2 * _TIMEOUT_S, check=False)

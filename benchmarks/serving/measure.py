@@ -19,13 +19,14 @@ from typing import Any
 import psutil
 import requests
 
+from benchmarks.ports import free_ports
 from benchmarks.serving import load
 from benchmarks.serving.bodies import FORMS, Form
 from benchmarks.serving.errors import BenchmarkError
 from benchmarks.serving.home import Home
 from benchmarks.serving.models import LENET, RESNET_INT8
 from benchmarks.serving.peers import CORES, IN_PROCESS_INT8, OURS, PEERS, ROOT, Launch, Peer
-from benchmarks.serving.process import Server, free_ports
+from benchmarks.serving.process import Server
 from handler.variants import INT8_FILE
 
 CONNECTIONS = (1, 8, 32)
@@ -41,15 +42,19 @@ Record = dict[str, Any]
 
 def rounds(
     home: Home, models: Sequence[str], peers: Sequence[str], count: int, seconds: int, say: Callable[[str], None]
-) -> None:
+) -> list[str]:
     """Measure every peer with every model `count` times and add a line to the results after each.
 
     What the results have already is not measured again, unless it failed.
 
     Args:
         seconds: of each load; LeNet-5, with a hundred times as many requests, needs no more than two.
+
+    Returns:
+        What failed, each once.
     """
     known = {(r["round"], r["model"], r["peer"]) for r in read(home.results) if not r["error"]}
+    failed: list[str] = []
     for number in range(count):
         for model in models:
             for name in peers:
@@ -61,8 +66,10 @@ def rounds(
                     record |= measure(home, model, name, min(seconds, _LENET_SECONDS) if model == LENET else seconds)
                 except (BenchmarkError, subprocess.SubprocessError, OSError, RuntimeError) as error:
                     record["error"] = str(error)
+                    failed.append(f"{name} with {model}")
                 _append(home.results, record)
                 say(f"round {number + 1}  {model:9} {name:15} {summary(record)}  {time.monotonic() - began:.0f} s")
+    return list(dict.fromkeys(failed))
 
 
 def _append(results: Path, record: Record) -> None:

@@ -25,8 +25,6 @@ from server.config import ServerConfig
 ROOT = Path(__file__).parents[2]
 SERVERS = "benchmarks.serving.servers"
 CORES = cores()
-PORTS = 5
-"""How many from its first one a server may take."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.serving.errors import StartFailed
-from benchmarks.serving.peers import PORTS, Plan
+from benchmarks.serving.peers import Plan
 from server import processes
 
 _MARK = "BENCHMARK_SERVER"
@@ -94,14 +92,3 @@ class Server:
         self.process.wait(_STOP_TIMEOUT_S)
         processes.clear(self.directory)
         shutil.rmtree(self.temp, ignore_errors=True)
-
-
-def free_ports() -> int:
-    """The first of some consecutive ports that nobody listens on, below those that outgoing connections are given."""
-    while True:
-        first = random.randrange(15_000, 32_000)
-        with suppress(OSError):
-            for port in range(first, first + PORTS):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return first
