@@ -228,6 +228,35 @@ def test_a_finished_run_is_only_replaced_when_asked(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_what_is_no_run_folder_is_never_replaced(tmp_path: Path) -> None:
+    """A folder of photographs under the run's name stays as it is, with --overwrite too, and nothing lies beside it."""
+    photographs = tmp_path / "photos"
+    photographs.mkdir()
+    (photographs / "ant.jpg").write_bytes(b"irreplaceable")
+    for overwrite in (False, True):
+        with pytest.raises(RunFolderError, match="is no run folder, so nothing replaces it"):
+            train_quickly(photographs, overwrite=overwrite)
+    assert list(tmp_path.rglob("*")) == [photographs, photographs / "ant.jpg"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a", "a/"])
+def test_a_name_leads_nowhere_else(tmp_path: Path, name: str) -> None:
+    """It names a folder in --runs: neither --runs itself, nor one above or further below."""
+    assert run_folder.named(tmp_path, "a.b") == tmp_path / "a.b"
+    with pytest.raises(RunFolderError, match="is no name of a run"):
+        run_folder.named(tmp_path, name)
+
+
+def test_a_name_that_leads_elsewhere_is_refused_by_the_command(tmp_path: Path) -> None:
+    """--name . with --overwrite would replace --runs itself; one line says no."""
+    (tmp_path / "recipe.yaml").touch()
+    finished = run_module("train", MODEL, "--runs", tmp_path, "--name", ".", "--overwrite")
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("error: '.' is no name of a run")
+    assert len(finished.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
 @pytest.mark.parametrize("name", recipe.names())
 def test_shipped_recipes_are_valid_and_documented(name: str) -> None:
     """Each loads, and its first comment is the command that runs it."""

@@ -46,9 +46,9 @@ def main(
     ] = None,
 ) -> None:
     """Train an image classifier from a recipe into runs/NAME."""
-    folder = runs / (name or Path(recipe_name).stem)
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     try:
+        folder = run_folder.named(runs, name or Path(recipe_name).stem)
         chosen = recipe.load(recipe_name, overrides or [], data)
         if preview is not None:
             pipeline.preview(preview, chosen, pipeline.load(chosen, folder.name, console))
@@ -67,8 +67,8 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        kept = (run_folder.partial(folder) / run_folder.CHECKPOINTS).exists()
-        print("interrupted" + ("; the same command with --resume goes on" if kept else ""), file=sys.stderr)
+        begun = run_folder.begun(folder)
+        print("interrupted" + ("; the same command with --resume goes on" if begun else ""), file=sys.stderr)
         raise typer.Exit(130) from None
     if folder.exists():
         console.print(f"wrote {folder}; next: scripts/archive.sh {folder}")

@@ -26,6 +26,17 @@ _LOCK = ".lock"
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "lightning-fabric", "safetensors")
 
 
+def named(runs: Path, name: str) -> Path:
+    """Where the run folder `name` lies in the folder `runs`.
+
+    Raises:
+        RunFolderError: `name` leads elsewhere.
+    """
+    if name in ("", "..") or Path(name).name != name:
+        raise RunFolderError(f"{name!r} is no name of a run: give --name a plain one, and --runs the folder it lies in")
+    return runs / name
+
+
 def partial(path: Path) -> Path:
     """Where the run folder `path` is filled."""
     return path.with_name(f".{path.name}.partial")
@@ -46,8 +57,11 @@ def writing(path: Path, recipe: str, *, overwrite: bool, resume: bool) -> Iterat
         recipe: the resolved recipe as YAML, which a resumed run must share.
 
     Raises:
-        RunFolderError: something is in the way and neither `overwrite` nor `resume` says what to do with it.
+        RunFolderError: something is in the way and neither `overwrite` nor `resume` says what to do with it, or it is
+            no run folder.
     """
+    if path.exists() and not (path / RECIPE_FILE).is_file():
+        raise RunFolderError(f"{path} exists and is no run folder, so nothing replaces it: choose another --name")
     if path.exists() and not overwrite:
         raise RunFolderError(f"{path} exists: --overwrite replaces it, --name NAME writes another")
     folder = partial(path)
