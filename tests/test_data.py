@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,29 @@ def test_unreadable_files_are_listed_and_skipped_up_to_a_share(tmp_path: Path) -
     assert sum(len(split) for split in (data.train, data.val, data.test)) == 40
     with pytest.raises(DataError, match=r"1 of 41 files cannot be read, more than .*0\.02 allows: cat/broken\.jpg"):
         load(tmp_path, max_unreadable_fraction=0.02)
+
+
+class WatchedFiles(sources.Files):
+    """Notes which threads read."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__(paths)
+        self.readers: set[threading.Thread] = set()
+
+    def __getitem__(self, index: int) -> bytes:  # type: ignore[override]
+        self.readers.add(threading.current_thread())
+        return super().__getitem__(index)
+
+
+def test_files_are_read_by_the_threads_that_decode_them(tmp_path: Path) -> None:
+    """None is read ahead, so that no more photographs are in memory than there are threads."""
+    paths = sorted(fill(tmp_path, ("cat", "dog")).rglob("*.png"))
+    files = WatchedFiles(paths)
+    images = datasets.LabelledImages([path.name for path in paths], files, torch.zeros(len(paths)).long())
+    assert len(images.decode(SETTINGS)) == len(paths)
+    assert images.unreadable(SETTINGS) == {}
+    assert files.readers
+    assert threading.current_thread() not in files.readers
 
 
 def test_an_empty_class_is_named(tmp_path: Path) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 
+from handler import runtime
 from handler.decoding import decode
 from handler.errors import RequestError
 from handler.settings import HandlerSettings
@@ -19,6 +20,8 @@ from train import sources
 from train.errors import DataError
 from train.recipe import DataSection
 from train.sources import Files
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,7 @@ class LabelledImages:
         Raises:
             RequestError: an image cannot be decoded.
         """
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return torch.stack(list(pool.map(lambda data: decode(data, settings), self.encoded)))
+        return torch.stack(list(self._each(lambda data: decode(data, settings))))
 
     def unreadable(self, settings: HandlerSettings) -> dict[int, str]:
         """The reason for every image, by its index, that the handler would refuse."""
@@ -64,9 +66,12 @@ class LabelledImages:
                 return str(refusal)
             return None
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            reasons = pool.map(reason, self.encoded)
-            return {index: why for index, why in enumerate(reasons) if why is not None}
+        return {index: why for index, why in enumerate(self._each(reason)) if why is not None}
+
+    def _each(self, function: Callable[[bytes], T]) -> Iterator[T]:
+        """What `function` gives for every encoded image, which its thread reads: files are not kept in memory."""
+        with ThreadPoolExecutor(runtime.cores()) as pool:
+            yield from pool.map(lambda index: function(self.encoded[index]), range(len(self)))
 
 
 @dataclass(frozen=True)
