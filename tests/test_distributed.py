@@ -16,9 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 from tests.conftest import MODEL, ROOT
+from train import models
+from train.loop import LabelledTensors, Trainer
+from train.recipe import TrainingSection
 
 # Without random changes of the images, whose draws differ from process to process.
 PLAIN = ("training.epochs=4", "training.augmentation.rotation_degrees=0", "training.augmentation.translation=0",
@@ -68,6 +72,23 @@ def test_two_gloo_ranks_reach_what_one_rank_reaches(tmp_path: Path, undisturbed:
     """From two processes of one machine that each see half of every batch."""
     two = train(tmp_path, "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     assert_same(two, undisturbed)
+
+
+def evaluate_other_labels(fabric: Fabric) -> list[tuple[float, float]]:
+    """What `Trainer.evaluate` gives in each process, all images being of the class that is the process's number."""
+    torch.manual_seed(0)
+    network, training = models.OWN["lenet5"](1, 2), TrainingSection(epochs=1, batch_size=2, learning_rate=1)
+    trainer = Trainer(fabric, network, training, 2, Path("unused"))
+    val = LabelledTensors(torch.zeros(4, 1, 32, 32, dtype=torch.uint8), torch.full((4,), fabric.global_rank))
+    gathered = fabric.all_gather(torch.tensor(trainer.evaluate(val)))
+    assert isinstance(gathered, torch.Tensor)
+    return gathered.tolist()
+
+
+def test_all_processes_go_by_the_first_ones_evaluation() -> None:
+    """Where they measure otherwise they must not decide otherwise when to stop: those that go on would wait forever."""
+    first, second = Fabric(accelerator="cpu", strategy="ddp_spawn", devices=2).launch(evaluate_other_labels)
+    assert first == second
 
 
 class Machines:

@@ -126,7 +126,10 @@ class Trainer:
         self.plain_network.to(memory_format=torch.contiguous_format)
 
     def evaluate(self, data: LabelledTensors) -> tuple[float, float] | tuple[None, None]:
-        """Mean cross-entropy and accuracy of the current (or averaged) weights; None without images."""
+        """Mean cross-entropy and accuracy of the current (or averaged) weights; None without images.
+
+        Of several processes the first one's, since all must stop after the same epoch and rounding may differ.
+        """
         if len(data.images) == 0:
             return None, None
         network = self.ema if self.ema is not None else self.plain_network
@@ -138,7 +141,7 @@ class Trainer:
                 logits = network(self._input(images)).cpu()
                 loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
                 correct += int((logits.argmax(1) == labels).sum())
-        return loss / len(data.images), correct / len(data.images)
+        return self.fabric.broadcast((loss / len(data.images), correct / len(data.images)))
 
     def resume(self) -> None:
         """Go on from the last checkpoint, which `run_folder.writing` has found there."""
