@@ -212,6 +212,25 @@ def test_what_files_are_called_is_printed_as_it_is(tmp_path: Path) -> None:
     assert f"wrote {preview}\n" in finished.stdout
 
 
+@pytest.mark.parametrize(("count", "taken"), [(12, 12), (13, 12), (14, 12), (15, 15)])
+def test_a_last_batch_with_too_few_images_for_all_processes_is_left_out(count: int, taken: int) -> None:
+    """Of three processes none is left without an image, and one alone takes every image."""
+    training = TrainingSection(epochs=1, batch_size=6, learning_rate=1)
+    assert sum(map(len, loading.batch_indices(count, training, 1, loading.Share()))) == count
+    shares = [loading.batch_indices(count, training, 1, loading.Share(rank, 3)) for rank in range(3)]
+    assert all(len(batch) for share in shares for batch in share)
+    assert sum(len(batch) for share in shares for batch in share) == taken
+    assert loading.images_per_epoch(count, 6, 3) == taken
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(12, 2), (2, 6)])
+def test_batches_smaller_than_the_number_of_processes_are_refused(count: int, batch_size: int) -> None:
+    """Whether by the recipe or for want of images, and the key to change is named."""
+    training = TrainingSection(epochs=1, batch_size=batch_size, learning_rate=1)
+    with pytest.raises(DataError, match=r"batches of 2 images leave some of 3 processes .* raise training\.batch_size"):
+        loading.batch_indices(count, training, 1, loading.Share(0, 3))
+
+
 def test_your_own_folder_trains_and_serves_its_class_names(tmp_path: Path) -> None:
     """A recipe of ours on a folder of bright and dark pictures: learnt, and the folder names are the labels."""
     root = fill(tmp_path / "data", ("dark", "light"), count=30)

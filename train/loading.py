@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from handler.decoding import open_image, to_tensor
 from handler.settings import HandlerSettings
 from train.datasets import LabelledImages
+from train.errors import DataError
 from train.recipe import TrainingSection
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -28,7 +29,7 @@ class Batches(Protocol):
     """Batches of one process's share of the images."""
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Every image once: uint8[N,C,H,W] and labels int64[N]."""
+        """Every image of the epoch once: uint8[N,C,H,W] and labels int64[N]."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,27 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     return (seed * 1_000_003 + epoch) * 1_009 + rank
 
 
+def images_per_epoch(count: int, batch_size: int, world_size: int) -> int:
+    """How many of `count` images an epoch takes: all, but for a last batch that would leave a process without any.
+
+    Raises:
+        DataError: every batch would.
+    """
+    if min(count, batch_size) < world_size:
+        raise DataError(
+            f"batches of {min(count, batch_size)} images leave some of {world_size} processes without any: raise "
+            "training.batch_size, or start fewer processes"
+        )
+    rest = count % batch_size
+    return count - rest if rest < world_size else count
+
+
 def batch_indices(count: int, training: TrainingSection, epoch: int, share: Share) -> list[torch.Tensor]:
     """The images of each batch, in an order drawn for the epoch: this process's share of every batch."""
     generator = torch.Generator().manual_seed(epoch_seed(training.seed, epoch))
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator)[
+        : images_per_epoch(count, training.batch_size, share.world_size)
+    ]
     return [batch[share.rank :: share.world_size] for batch in order.split(training.batch_size)]
 
 

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from train.augmentation import augment
-from train.loading import Batches, epoch_seed
+from train.loading import Batches, epoch_seed, images_per_epoch
 from train.progress import Progress
 from train.recipe import TrainingSection
 
@@ -68,6 +68,9 @@ class Trainer:
         network: float32[N,C,H,W] in 0..255 → logits float32[N,K]; trained in place.
         count: training images, over all processes.
         checkpoints: where a checkpoint is written after every epoch.
+
+    Raises:
+        DataError: a batch has fewer images than there are processes.
     """
 
     def __init__(
@@ -75,9 +78,9 @@ class Trainer:
     ) -> None:
         self.fabric = fabric
         self.training = training
-        self.count = count
+        self.count = images_per_epoch(count, training.batch_size, fabric.world_size)
         self.checkpoint = checkpoints / CHECKPOINT
-        self.steps_per_epoch = math.ceil(count / training.batch_size)
+        self.steps_per_epoch = math.ceil(self.count / training.batch_size)
         if training.channels_last:
             network = network.to(memory_format=torch.channels_last)
         optimizer = _optimizer(network, training)
@@ -149,7 +152,8 @@ class Trainer:
         self.plain_network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            # Another number of processes may have another number of steps.
+            self.scheduler.last_epoch = len(state["history"]) * self.steps_per_epoch
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.history = [EpochResult(**epoch) for epoch in state["history"]]
@@ -223,7 +227,6 @@ class Trainer:
         state = {
             "network": self.plain_network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "history": [epoch.as_dict() for epoch in self.history],
             "kept_epoch": self.kept_epoch,
