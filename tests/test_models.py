@@ -60,6 +60,39 @@ def test_a_grey_image_does_not_fit_a_colour_network() -> None:
         models.build(section("resnet18"), channels=1, num_classes=4)
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization of inception_v3:FutureWarning")
+@pytest.mark.parametrize(
+    ("architecture", "channels", "side", "complaint"),
+    [
+        ("lenet5", 1, 28, r"cannot take images of 1×28×28 \(RuntimeError: .*input\.crop_size"),
+        ("cnn-mnist", 1, 32, r"cannot take images of 1×32×32 "),
+        ("timm/vit_tiny_patch16_224", 3, 64, r"cannot take images of 3×64×64 \(AssertionError: "),
+        ("inception_v3", 3, 299, r"gives InceptionOutputs .* expected are logits \[2, 4\]: .*model\.architecture"),
+    ],
+)
+def test_networks_that_cannot_be_trained_so_are_refused(
+    architecture: str, channels: int, side: int, complaint: str
+) -> None:
+    """A size that the network is not made for, and a network with other outputs in training than in use."""
+    chosen = ModelSection(architecture=architecture, mean=[0.5] * channels, std=[0.5] * channels)
+    classifier = models.build(chosen, channels, num_classes=4)
+    with pytest.raises(ModelError, match=complaint):
+        models.check(classifier, side, num_classes=4)
+
+
+def test_the_check_leaves_no_trace() -> None:
+    """Neither in batch normalisation's statistics, nor in the mode, nor in what is drawn next."""
+    classifier = models.build(section("mobilenet_v3_small"), channels=3, num_classes=4)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    models.check(classifier, 64, num_classes=4)
+    assert torch.equal(torch.rand(3), expected)
+    assert classifier.training
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+
+
 def test_without_timm_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """timm is optional."""
     monkeypatch.setitem(sys.modules, "timm", None)

@@ -292,6 +292,48 @@ def test_recipe_files_that_are_no_recipes(tmp_path: Path) -> None:
             recipe.load(str(file))
 
 
+def test_a_recipe_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    """The file is named."""
+    file = tmp_path / "mine.yaml"
+    file.write_bytes("# größer\n".encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"mine\.yaml: not UTF-8: .*position 4"):
+        recipe.load(str(file))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--accelerator", "cdua"), "error: --accelerator cdua cannot be had here (ValueError: You selected an invalid"),
+        (("--preview", "batch"), "error: --preview batch: the picture is a PNG file"),
+        (
+            ("--set", "input.crop_size=28", "--set", "input.resize_size=28"),
+            "error: the network cannot take images of 1×28×28 (",
+        ),
+        (
+            ("--set", "training.epochs=1", "--set", "training.batch_size=130", "--set", "training.warmup_fraction=0.1"),
+            "error: training.warmup_fraction 0.1 of 10 steps is a single one",
+        ),
+    ],
+)  # fmt: skip
+def test_ordinary_mistakes_are_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
+    """No traceback, and no folder is left."""
+    finished = run_module("train", MODEL, "--runs", tmp_path / "runs", *arguments)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith(complaint)
+    assert len(finished.stderr.splitlines()) == 1
+    assert list(tmp_path.rglob("*.*")) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(tmp_path: Path) -> None:
+    """In one line, before anything is written."""
+    finished = run_module("train", MODEL, "--runs", tmp_path, "--accelerator", "cuda")
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("error: --accelerator cuda cannot be had here (RuntimeError: ")
+    assert len(finished.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_recipe_lists_those_that_exist() -> None:
     """The command prints one line that names the recipes, and no traceback."""
     finished = run_module("train", "lenet")

@@ -51,6 +51,8 @@ def main(
         folder = run_folder.named(runs, name or Path(recipe_name).stem)
         chosen = recipe.load(recipe_name, overrides or [], data)
         if preview is not None:
+            if preview.suffix.lower() != ".png":
+                raise TrainingError(f"--preview {preview}: the picture is a PNG file, so let its name end in .png")
             pipeline.preview(preview, chosen, pipeline.load(chosen, folder.name, console))
             console.print(f"wrote {preview}")
             return

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from train.augmentation import augment
+from train.errors import RecipeError
 from train.loading import Batches, epoch_seed, images_per_epoch
 from train.progress import Progress
 from train.recipe import TrainingSection
@@ -71,6 +72,7 @@ class Trainer:
 
     Raises:
         DataError: a batch has fewer images than there are processes.
+        RecipeError: the schedule cannot be had for so many steps.
     """
 
     def __init__(
@@ -278,13 +280,20 @@ def _scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
     if training.schedule == "constant":
         return None
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=training.epochs * steps_per_epoch,
-        pct_start=training.warmup_fraction,
-        cycle_momentum=False,
-    )
+    steps = training.epochs * steps_per_epoch
+    try:
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=steps,
+            pct_start=training.warmup_fraction,
+            cycle_momentum=False,
+        )
+    except ZeroDivisionError:
+        raise RecipeError(
+            f"training.warmup_fraction {training.warmup_fraction:g} of {steps} steps is a single one, in which nothing "
+            "can rise: choose another, or training.schedule=constant"
+        ) from None
 
 
 def _log(writer: SummaryWriter, result: EpochResult) -> None:

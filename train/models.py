@@ -11,8 +11,9 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import nn
+from torch.func import functional_call
 
-from train.errors import ModelError
+from train.errors import ModelError, reason
 from train.recipe import ModelSection
 
 
@@ -49,6 +50,31 @@ def build(model: ModelSection, channels: int, num_classes: int) -> Classifier:
     if model.weights not in (None, "pretrained"):
         _load_weights(network, Path(model.weights))
     return Classifier(network, model.mean, model.std)
+
+
+def check(classifier: Classifier, side: int, num_classes: int) -> None:
+    """Let a new `classifier` answer two black images of `side`×`side` pixels as in training, and leave it as it was.
+
+    Raises:
+        ModelError: the network takes no images of that size, or gives something else than logits.
+    """
+    channels = classifier.mean.shape[1]
+    # Batch normalisation writes to buffers and dropout draws: neither may show in the training.
+    buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            logits: Any = functional_call(classifier, buffers, torch.zeros(2, channels, side, side))
+        except Exception as error:  # every network has errors of its own
+            raise ModelError(
+                f"the network cannot take images of {channels}×{side}×{side} ({reason(error)}): set input.crop_size, "
+                "and input.resize_size, to a size that it is made for"
+            ) from None
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
+        given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(
+            f"the network gives {given} for two images in training, expected are logits [2, {num_classes}]: choose "
+            "another model.architecture"
+        )
 
 
 def lenet5(channels: int, num_classes: int) -> nn.Module:

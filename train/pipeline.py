@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -19,6 +20,7 @@ from handler import drift, golden, runtime
 from train import datasets, evaluation, export, loading, models, run_folder
 from train.augmentation import augment
 from train.datasets import Dataset
+from train.errors import TrainingError, reason
 from train.export import ServedClassifier
 from train.loop import LabelledTensors, Trainer
 from train.models import Classifier
@@ -48,7 +50,7 @@ def train(
     the first time and whenever one was lost, so `resume` then begins where there is nothing to resume.
 
     Raises:
-        TrainingError: the data, the network, the export or the place of the run folder is at fault.
+        TrainingError: the data, the network, the device, the export or the place of the run folder is at fault.
     """
     started = time.monotonic()
     runtime.keep_freed_memory()
@@ -74,6 +76,7 @@ def train(
                 "fewer images: --set model.weights=pretrained downloads the library's, =FILE takes yours"
             )
         classifier = models.build(recipe.model, recipe.input.channels, len(data.class_names))
+        models.check(classifier, recipe.input.crop_size, len(data.class_names))
         batches = loading.batches(
             data.train, recipe.input, recipe.training, loading.Share(fabric.global_rank, fabric.world_size)
         )
@@ -130,15 +133,22 @@ def preview(path: Path, recipe: Recipe, data: Dataset) -> None:
 
 
 def _fabric(recipe: Recipe, accelerator: str) -> Fabric:
-    """One process on the best device, or this process's part of those that torchrun started."""
+    """One process on the best device, or this process's part of those that torchrun started.
+
+    Raises:
+        TrainingError: there is no such device, or there are fewer than processes.
+    """
     local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
-    fabric = Fabric(
-        accelerator=accelerator,
-        strategy="ddp" if world > 1 else "auto",
-        devices=local,
-        num_nodes=world // local,
-        precision=recipe.training.precision,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            strategy="ddp" if world > 1 else "auto",
+            devices=local,
+            num_nodes=world // local,
+            precision=recipe.training.precision,
+        )
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise TrainingError(f"--accelerator {accelerator} cannot be had here ({reason(error)}): try auto") from None
     fabric.launch()
     return fabric
 

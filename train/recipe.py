@@ -196,6 +196,8 @@ def load(name_or_path: str, overrides: Iterable[str] = (), data: Path | None = N
         if data is not None:
             _override(document, f"data.root={json.dumps(str(data))}")
         return Recipe.model_validate(document)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8: {error}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
