@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import MODEL, ROOT, run_module
 from train import datasets, evaluation, pipeline, recipe, run_folder
-from train.errors import RecipeError, RunFolderError
+from train.errors import RecipeError, RunFolderError, TrainingError
 from train.export import load_torchscript
 from train.loop import Trainer
 
@@ -167,6 +167,13 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert len(history) < 30
     best = max(history, key=lambda epoch: (epoch["val_acc1"], -epoch["val_loss"]))
     assert metrics["kept_epoch"] == best["epoch"] == len(history) - 2
+
+
+def test_a_training_that_diverges_stops(tmp_path: Path) -> None:
+    """At the end of the epoch that destroyed the weights, with the key to change; nothing is left."""
+    with pytest.raises(TrainingError, match=r"no numbers after epoch 1: lower training\.learning_rate"):
+        train_quickly(tmp_path / "run", "training.epochs=3", "training.learning_rate=1000000")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_validation_images_everything_else_stays(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from train.augmentation import augment
-from train.errors import RecipeError
+from train.errors import RecipeError, TrainingError
 from train.loading import Batches, epoch_seed, images_per_epoch
 from train.progress import Progress
 from train.recipe import TrainingSection
@@ -99,7 +99,11 @@ class Trainer:
         self.kept_weights: dict[str, torch.Tensor] = {}
 
     def fit(self, batches: Batches, val: LabelledTensors, progress: Progress) -> None:
-        """Train to the end, or until early stopping, and leave the kept weights in the network, on the CPU."""
+        """Train to the end, or until early stopping, and leave the kept weights in the network, on the CPU.
+
+        Raises:
+            TrainingError: the training diverged.
+        """
         writer = (
             SummaryWriter(str(self.checkpoint.parent.parent / "tensorboard")) if self.fabric.is_global_zero else None
         )
@@ -108,6 +112,8 @@ class Trainer:
             started = time.perf_counter()
             loss, acc1 = self.train_one_epoch(epoch, batches, progress)
             images_per_s = self.count / (time.perf_counter() - started)
+            if not all(parameter.isfinite().all() for parameter in self.plain_network.parameters()):
+                raise TrainingError(f"the weights are no numbers after epoch {epoch}: lower training.learning_rate")
             val_loss, val_acc1 = self.evaluate(val)
             result = EpochResult(
                 epoch,
