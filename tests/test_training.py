@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.conftest import MODEL, ROOT, run_module
-from train import datasets, evaluation, pipeline, recipe, run_folder
+from train import datasets, evaluation, loading, pipeline, recipe, run_folder
 from train.errors import RecipeError, RunFolderError, TrainingError
 from train.export import load_torchscript
 from train.loop import Trainer
@@ -193,6 +194,22 @@ def test_mixed_precision_trains(tmp_path: Path, precision: str) -> None:
     assert all(value.dtype == torch.float32 for value in weights(run).values())
     history = read_metrics(run)["history"]
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+
+
+def test_training_keeps_to_the_cores_it_is_bound_to(tmp_path: Path) -> None:
+    """torch's threads and the workers that read photographs: no more than cores, and no more than before."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    torch.set_num_threads(2)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        train_quickly(tmp_path / "run", "training.threads=0")
+        assert torch.get_num_threads() == 1
+        chosen = recipe.load("finetune")
+        images = datasets.LabelledImages([], [], torch.zeros(0))
+        assert loading.StreamedBatches(images, chosen.input, chosen.training, loading.Share()).workers == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
 
 
 def test_tensorboard_has_every_epoch(run: Path) -> None:

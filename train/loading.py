@@ -6,7 +6,6 @@ every epoch, by worker processes. What is drawn at random follows from the seed,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from handler import runtime
 from handler.decoding import open_image, to_tensor
 from handler.settings import HandlerSettings
 from train.datasets import LabelledImages
@@ -100,7 +100,7 @@ class StreamedBatches:
         self, images: LabelledImages, settings: HandlerSettings, training: TrainingSection, share: Share
     ) -> None:
         self.images, self.settings, self.training, self.share = images, settings, training, share
-        self.workers = os.cpu_count() or 1
+        self.workers = runtime.cores()
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         indices = batch_indices(len(self.images), self.training, epoch, self.share)

@@ -54,8 +54,8 @@ def train(
     """
     started = time.monotonic()
     runtime.keep_freed_memory()
-    if recipe.training.threads:
-        torch.set_num_threads(recipe.training.threads)
+    # torch knows of no quota, and torchrun may have allowed fewer.
+    torch.set_num_threads(recipe.training.threads or min(torch.get_num_threads(), runtime.cores()))
     fabric = _fabric(recipe, accelerator)
     first = fabric.is_global_zero
     if not first:
