@@ -162,6 +162,16 @@ def test_a_changed_mnist_file_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         sources.load(DataSection(dataset="mnist", root=str(tmp_path)))
 
 
+def test_a_half_unpacked_mnist_file_is_refused(tmp_path: Path) -> None:
+    """Before torchvision reads it; the file to delete is named, and what is not there is no matter yet."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in sources._MNIST_MD5:
+        (raw / name).touch()
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is not the published MNIST file: delete it"):
+        sources.load(DataSection(dataset="mnist", root=str(tmp_path)))
+
+
 def test_a_download_that_fails_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network the message says which files to bring."""
     monkeypatch.setattr(sources.torchvision_datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])

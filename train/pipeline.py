@@ -69,7 +69,8 @@ def train(
         else nullcontext(run_folder.partial(target))
     )
     with writing as folder:
-        data = load(recipe, target.name, console)
+        with fabric.rank_zero_first(local=True):  # one process of a machine downloads
+            data = load(recipe, target.name, console)
         if recipe.model.weights is None and recipe.model.architecture not in models.OWN:
             console.print(
                 f"{recipe.model.architecture} starts from random weights. From weights learnt elsewhere it needs far "

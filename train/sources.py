@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -99,16 +99,21 @@ _MNIST_MD5 = {
 
 def mnist(root: Path) -> Source:
     """MNIST: 60,000 and 10,000 digits of 28×28 pixels, from `root/MNIST/raw` or downloaded to it, and verified."""
+    files = [root / "MNIST" / "raw" / name for name in _MNIST_MD5]
+    _verify_mnist(file for file in files if file.exists())  # torchvision reads what is there, whole or not
     splits = [torchvision_datasets.MNIST(str(root), train=train, download=True) for train in (True, False)]
-    for name, expected in _MNIST_MD5.items():
-        file = root / "MNIST" / "raw" / name
-        if hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != expected:
-            raise DataError(f"{file} is not the published MNIST file: delete it, and it is downloaded again")
+    _verify_mnist(files)
     train, test = (
         _from_pixels(name, split.data.numpy(), split.targets.tolist())
         for name, split in zip(("train", "test"), splits, strict=True)
     )
     return Source([str(digit) for digit in range(10)], train, test=test)
+
+
+def _verify_mnist(files: Iterable[Path]) -> None:
+    for file in files:
+        if hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != _MNIST_MD5[file.name]:
+            raise DataError(f"{file} is not the published MNIST file: delete it, and it is downloaded again")
 
 
 def cifar10(root: Path) -> Source:
