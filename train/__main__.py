@@ -72,8 +72,6 @@ def main(
         begun = run_folder.begun(folder)
         print("interrupted" + ("; the same command with --resume goes on" if begun else ""), file=sys.stderr)
         raise typer.Exit(130) from None
-    if folder.exists():
-        console.print(f"wrote {folder}; next: scripts/archive.sh {folder}")
 
 
 if __name__ == "__main__":

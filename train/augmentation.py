@@ -25,8 +25,6 @@ def augment(images: torch.Tensor, settings: AugmentationSection, generator: torc
     if settings.horizontal_flip:
         flipped = torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device) < 0.5
         images = torch.where(flipped, images.flip(3), images)
-    if settings.cutout_px:
-        images = _cutout(images, settings.cutout_px, generator)
     return images
 
 
@@ -55,13 +53,3 @@ def _padded_crop(images: torch.Tensor, padding: int, generator: torch.Generator)
     image = torch.arange(count, device=images.device).view(count, 1, 1, 1)
     channel = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
     return padded[image, channel, rows, columns]
-
-
-def _cutout(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
-    """Fill a square of each image, centred anywhere in it, with the image's own mean."""
-    count, _, height, width = images.shape
-    centres = torch.rand(2, count, 1, generator=generator).to(images.device)
-    rows = (torch.arange(height, device=images.device) - centres[0] * height).abs() < side / 2
-    columns = (torch.arange(width, device=images.device) - centres[1] * width).abs() < side / 2
-    hole = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
-    return torch.where(hole, images.mean(dim=(2, 3), keepdim=True), images)

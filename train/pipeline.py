@@ -103,6 +103,7 @@ def train(
         run_folder.write_json(folder / "provenance.json", provenance)
         write_report(folder, data.test, exported.probabilities, name=target.name)
     console.print(f"held-out accuracy {accuracy:.2%} on {len(data.test)} images")
+    console.print(f"wrote {target}; next: scripts/archive.sh {target}")
 
 
 def load(recipe: Recipe, name: str, console: Console) -> Dataset:

@@ -67,7 +67,7 @@ def quantise(
         calibration: uint8[N,C,H,W] to learn ranges from, instead of `calibration_images` training images.
         max_loss_points: how much top-1 accuracy may be lost, in percentage points.
         min_speedup: int8 must be more than this many times as fast as fp32, on this machine.
-        time_limit_s: after it nothing further is tried of a form.
+        time_limit_s: for each form; after it nothing further is tried.
 
     Returns:
         What `quantisation.json` holds; `forms` tells for each file what was measured and whether it was kept.
@@ -211,7 +211,7 @@ def main(
     images: Annotated[int, typer.Option(min=1, help="How many training images to calibrate on.")] = 512,
     max_loss: Annotated[float, typer.Option(help="Top-1 accuracy that may be lost, in percentage points.")] = 0.5,
     min_speedup: Annotated[float, typer.Option(help="int8 must be faster than fp32 by more than this factor.")] = 1.0,
-    time_limit_s: Annotated[float, typer.Option(help="After so long no further form is tried.")] = 900,
+    time_limit_s: Annotated[float, typer.Option(help="For each form: after so long nothing further is tried.")] = 900,
     json_output: Annotated[bool, typer.Option("--json", help="Print quantisation.json instead of tables.")] = False,
 ) -> None:
     """Make runs/NAME faster in int8, if it stays as accurate."""

@@ -66,8 +66,6 @@ class AugmentationSection(_Section):
     """Mirror half of the images."""
     crop_padding_px: int = Field(default=0, ge=0)
     """Pad by reflection, then crop at random to the size before."""
-    cutout_px: int = Field(default=0, ge=0)
-    """Side of a square that is blanked out (DeVries and Taylor, Improved Regularization with Cutout, 2017)."""
     random_crop_area: float = Field(default=0, ge=0, le=1)
     """Smallest share of a photograph that a random resized crop keeps. Photographs are then read in every epoch
     instead of being kept in memory."""
