@@ -63,9 +63,7 @@ def images_per_epoch(count: int, batch_size: int, world_size: int) -> int:
 def batch_indices(count: int, training: TrainingSection, epoch: int, share: Share) -> list[torch.Tensor]:
     """The images of each batch, in an order drawn for the epoch: this process's share of every batch."""
     generator = torch.Generator().manual_seed(epoch_seed(training.seed, epoch))
-    order = torch.randperm(count, generator=generator)[
-        : images_per_epoch(count, training.batch_size, share.world_size)
-    ]
+    order = torch.randperm(count, generator=generator)[: images_per_epoch(count, training.batch_size, share.world_size)]
     return [batch[share.rank :: share.world_size] for batch in order.split(training.batch_size)]
 
 

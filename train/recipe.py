@@ -98,8 +98,8 @@ class TrainingSection(_Section):
     """Above 0 an exponential moving average of the weights is evaluated and kept."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     threads: int = Field(default=0, ge=0)
-    """CPU threads; 0 takes a thread for each core, within a container's quota. Small networks are faster with one, and on
-    a busy machine by far."""
+    """CPU threads; 0 takes a thread for each core that a container's quota allows. Small networks are faster with one,
+    and on a busy machine by far."""
     channels_last: bool = False
     """Memory format that convolutions of many channels prefer."""
     keep: Literal["best", "last"] = "last"
