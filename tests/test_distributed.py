@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 from tests.conftest import MODEL, ROOT
-from train import models
+from train import models, run_folder
 from train.loop import LabelledTensors, Trainer
 from train.recipe import TrainingSection
 
@@ -74,14 +74,32 @@ def test_two_gloo_ranks_reach_what_one_rank_reaches(tmp_path: Path, undisturbed:
     assert_same(train(tmp_path, "two", *TWO_PROCESSES), undisturbed)
 
 
+def train_in_two_processes(recipe: str, runs: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """On the CPU, however they end."""
+    command = [sys.executable, *TWO_PROCESSES, "-m", "train", recipe, "--runs", str(runs), "--accelerator", "cpu"]
+    return subprocess.run(
+        [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
 def test_a_last_batch_of_one_image_does_not_stop_two_processes(tmp_path: Path) -> None:
-    """1,293 images in batches of 34 leave one, which one of the processes would lack. Only the first process says what it wrote."""
-    command = [sys.executable, *TWO_PROCESSES, "-m", "train", MODEL, "--runs", str(tmp_path), "--accelerator", "cpu",
-               "--set", "training.epochs=1", "--set", "training.batch_size=34"]  # fmt: skip
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    """1,293 images in batches of 34 leave one, which one process would lack. Only the first says what it wrote."""
+    (tmp_path / MODEL).mkdir()
+    (tmp_path / MODEL / run_folder.RECIPE_FILE).touch()
+    overrides = ("--set", "training.epochs=1", "--set", "training.batch_size=34")
+    finished = train_in_two_processes(MODEL, tmp_path, "--overwrite", *overrides)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.count(f"wrote {tmp_path / MODEL}") == 1
     assert json.loads((tmp_path / MODEL / "metrics.json").read_text())["data"]["train"] % 34 == 1
+
+
+def test_data_that_is_missing_is_told_by_every_process(tmp_path: Path) -> None:
+    """They load in turn, and none fails at waiting for another."""
+    finished = train_in_two_processes("finetune", tmp_path)
+    assert finished.returncode == 1
+    assert "error: this recipe trains on your images: give --data FOLDER" in finished.stderr
+    assert "monitoredBarrier" not in finished.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def evaluate_other_labels(fabric: Fabric) -> list[tuple[float, float]]:

@@ -69,8 +69,7 @@ def train(
         else nullcontext(run_folder.partial(target))
     )
     with writing as folder:
-        with fabric.rank_zero_first(local=True):  # one process of a machine downloads
-            data = load(recipe, target.name, console)
+        data = _load_in_turn(fabric, recipe, target.name, console)
         if recipe.model.weights is None and recipe.model.architecture not in models.OWN:
             console.print(
                 f"{recipe.model.architecture} starts from random weights. From weights learnt elsewhere it needs far "
@@ -120,6 +119,21 @@ def load(recipe: Recipe, name: str, console: Console) -> Dataset:
         f"{len(data.class_names)} classes"
     )
     return data
+
+
+def _load_in_turn(fabric: Fabric, recipe: Recipe, name: str, console: Console) -> Dataset:
+    """`load` in one process of each machine, which downloads, and then in the others.
+
+    An error waits until all have had their turn: a process that is left alone at a barrier ends in a traceback.
+    """
+    with fabric.rank_zero_first(local=True):
+        try:
+            loaded: Dataset | TrainingError | OSError = load(recipe, name, console)
+        except (TrainingError, OSError) as error:
+            loaded = error
+    if isinstance(loaded, Exception):
+        raise loaded
+    return loaded
 
 
 def preview(path: Path, recipe: Recipe, data: Dataset) -> None:
