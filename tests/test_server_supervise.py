@@ -124,7 +124,7 @@ def test_stopping_under_load_loses_no_request(supervised: Callable[..., Supervis
 
 
 def test_java_alone_loses_requests_and_comes_back(
-    supervised: Callable[..., Supervised], digit: bytes, record_property: Callable[[str, object], None]
+    supervised: Callable[..., Supervised], digit: bytes, request: pytest.FixtureRequest
 ) -> None:
     """The negative control: what TorchServe's own SIGTERM cuts. Then SIGKILL: both times it is brought back."""
     server = supervised("server", "--log-format", "json")
@@ -145,7 +145,7 @@ def test_java_alone_loses_requests_and_comes_back(
         assert not any(processes.is_alive(worker) for worker in workers)
         assert server.load(digit, 1, threading.Event()) == [200]
         serves_again_s.append(round(time.monotonic() - killed_s, 1))
-    record_property("serves again s", json.dumps(serves_again_s))
+    request.node.user_properties.append(("serves again s", json.dumps(serves_again_s)))  # for docs/reliability.md
     for log in ("ts_log.log", "model_log.log"):
         lines = (server.run_dir / "logs" / log).read_text().splitlines()
         assert lines
