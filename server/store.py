@@ -5,11 +5,10 @@ Others may lie beside them: the next version, waiting for its rollout, or what a
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 
-from archive.members import MANIFEST_FILE
+from client import manifest
+from client.errors import ClientError
 from server.errors import ConfigError
 
 
@@ -37,7 +36,6 @@ def archives(model_store: Path) -> tuple[list[Path], list[str]]:
 def _model_name(archive: Path) -> str:
     """As the manifest has it, or the file's where that cannot be read."""
     try:
-        with zipfile.ZipFile(archive) as members:
-            return str(json.loads(members.read(MANIFEST_FILE))["model"]["modelName"])
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError):
+        return manifest.model_name(archive)
+    except (ClientError, OSError):
         return archive.stem
