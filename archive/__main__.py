@@ -8,33 +8,31 @@ writes `model_store/lenet5-digits.mar` once it has been proved; `scripts/archive
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated
 
 import typer
-from rich import progress as bar
 from rich.console import Console
-from rich.markup import escape
 
-from archive import doctor, gate, homes, score
-from archive.build import build, check
+from archive import doctor, score
 from archive.doctor import ROWS, TIMEOUT_S, Health, Report
-from archive.errors import ArchiveError, BelowFloor, CannotLoad
-from archive.verify import Verified, verify
-
-P = ParamSpec("P")
+from archive.errors import CannotLoad, InvalidLabels, ThresholdNotMet
+from archive.run_folder import RunFolder
+from archive.verify import Verified, opened, verify
+from system import progress
+from system.command_line import AsJson, reports_errors
+from system.printable import escaped, printable
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 
+MODEL_STORE = Path("model_store")
 Archive = Annotated[Path, typer.Argument(metavar="FILE.mar", help="An archive.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 PublicKey = Annotated[
-    Path | None, typer.Option(envvar="ARCHIVE_PUBLIC_KEY", help="Demand a signature by the owner of this key.")
+    Path | None, typer.Option(envvar="ARCHIVE_PUBLIC_KEY", help="Require a signature by the owner of this key.")
 ]
 
 
@@ -43,53 +41,46 @@ def main() -> None:
     """Make archives that TorchServe serves, and check archives before they are served."""
 
 
-def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Print an ArchiveError in one line and exit 1."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (ArchiveError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-
-    return wrapper
-
-
 @app.command("build", epilog="Example: python -m archive build runs/lenet5-digits --version 2.0")
 @reports_errors
 def build_command(
     run: Annotated[Path, typer.Argument(help="The run folder that training wrote.")],
     name: Annotated[str, typer.Option(help="Name of the served model; default: the run folder's.")] = "",
     version: Annotated[str, typer.Option(help="Version of the served model.")] = "1.0",
-    model_store: Annotated[Path, typer.Option(help="Where the archive is put.")] = Path("model_store"),
+    model_store: Annotated[Path, typer.Option(help="Where the archive is put.")] = MODEL_STORE,
     force: Annotated[
-        bool, typer.Option("--force", help="Ship what is below a floor of its recipe; the archive will tell.")
+        bool, typer.Option("--force", help="Ship a run that misses its recipe's thresholds; the archive records it.")
     ] = False,
     private_key: Annotated[Path | None, typer.Option(help="Sign the archive with this key.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check what is asked, print the run folder, and build nothing.")
+        bool, typer.Option("--dry-run", help="Check the arguments, print the run folder, and build nothing.")
     ] = False,
 ) -> None:
-    """Bundle a run folder, prove that a worker serves it, and put it into MODEL_STORE/NAME.mar."""
+    """Pack a run folder into MODEL_STORE/NAME.mar, after a worker has loaded it and answered as measured."""
+    from archive import gate  # imports pydantic and Pillow, which take time that --help saves
+    from archive.build import build, check
+
     name = name or run.resolve().name
     if dry_run:
         check(run, name, version, model_store)
-        print(run)
+        print(printable(run))
         return
     try:
         with console.status("packing, and loading it as a worker would"):
             built = build(run, name, version, model_store, force=force, private_key=private_key)
-    except BelowFloor as refusal:
-        console.print(gate.table(refusal.checks))
+    except ThresholdNotMet as refusal:
+        console.print(refusal.table)
         raise
+    if built.rewritten:
+        console.print(f"wrote {RunFolder.config} again, as {RunFolder.recipe} has it: {', '.join(built.rewritten)}")
     _show_verified(built.verified)
     _show_health(built.health)
     console.print()
     console.print(gate.table(built.checks))
     console.print()
-    console.print(f"wrote {escape(str(built.path))} ({built.verified.size_bytes / 1e6:.1f} MB); next: scripts/serve.sh")
+    store = "" if model_store == MODEL_STORE else f" --model-store {shlex.quote(str(model_store))}"
+    size = f"{built.verified.size_bytes / 1e6:.1f} MB"
+    console.print(f"wrote {escaped(built.path)} ({size}); next: scripts/serve.sh{escaped(store)}")
 
 
 @app.command("verify", epilog="Example: python -m archive verify model_store/lenet5-digits.mar --public-key KEY.pub")
@@ -112,16 +103,16 @@ def doctor_command(
     gpu: Annotated[int | None, typer.Option(min=0, help="Load it on this GPU instead of the CPU.")] = None,
     memory_limit_mb: Annotated[int | None, typer.Option(min=1, help="Most address space, in MiB.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait for the worker, in seconds.")] = TIMEOUT_S,
-    show_log: Annotated[bool, typer.Option("--log", help="Print all that the worker printed, to stderr.")] = False,
+    show_log: Annotated[bool, typer.Option("--log", help="Print the worker's own output to stderr.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Load an archive as a TorchServe worker would, time it, and say what is wrong in plain words."""
+    """Load an archive as a TorchServe worker would, time it, and say what is wrong."""
     with console.status("loading it as a worker would"):
         report = doctor.examine(
             archive, public_key=public_key, rows=rows, gpu=gpu, memory_limit_mb=memory_limit_mb, timeout_s=timeout_s
         )
     if show_log:
-        print(report.log, file=sys.stderr)
+        print("\n".join(map(printable, report.log.splitlines())), file=sys.stderr)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
@@ -130,16 +121,50 @@ def doctor_command(
         raise CannotLoad(f"{archive}: {report.diagnosis.cause}")
 
 
+@app.command(epilog="Example: python -m archive relabel runs/insects --name ants=Ameise --name bees=Biene")
+@reports_errors
+def relabel(
+    run: Annotated[Path, typer.Argument(help="The run folder that training wrote.")],
+    name: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Another name for a class; repeatable.")
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="All names instead, as index_to_name.json has them.")
+    ] = None,
+) -> None:
+    """Rename a run's classes without training again. Archives keep their names until they are built again."""
+    from archive import relabel as relabelling
+
+    folder = RunFolder(run)
+    if run.is_file():
+        raise InvalidLabels(
+            f"{run} is a file, and an archive never changes its content: relabel the run folder, and build it again "
+            "with a higher --version"
+        )
+    if not name and names is None:
+        raise InvalidLabels("give the new names: --name OLD=NEW, or --names FILE.json for all of them")
+    folder.require(RunFolder.labels, RunFolder.golden, RunFolder.reference, RunFolder.metrics, RunFolder.provenance)
+    chosen = relabelling.new_names(folder.read_class_names(), name or [], names)
+    changed = relabelling.relabel(folder, chosen)
+    for old, new in changed.items():
+        console.print(f"{escaped(old)} is now {escaped(new)}")
+    if not changed:
+        console.print("the classes have these names already")
+        return
+    console.print(
+        f"changed {len(changed)} of {len(chosen)} names in {escaped(run)}; next: scripts/archive.sh {escaped(run)}, "
+        "with a higher --version where it was shipped"
+    )
+
+
 @app.command(epilog="Example: python -m archive keygen ~/.ssh/archive-key")
 @reports_errors
 def keygen(private_key: Annotated[Path, typer.Argument(metavar="KEY", help="File for the private key.")]) -> None:
-    """Write a new pair of keys for signatures: KEY, to be kept secret, and KEY.pub."""
+    """Make a pair of keys for signatures: KEY, which stays secret, and KEY.pub."""
     from archive import sign
 
     public_key = sign.keygen(private_key)
-    console.print(
-        f"wrote {escape(str(private_key))}, to be kept secret, and {escape(str(public_key))}, to be given away"
-    )
+    console.print(f"wrote {escaped(private_key)}, to be kept secret, and {escaped(public_key)}, to be given away")
 
 
 @app.command("sign", epilog="Example: python -m archive sign model_store/lenet5-digits.mar --private-key KEY")
@@ -147,11 +172,12 @@ def keygen(private_key: Annotated[Path, typer.Argument(metavar="KEY", help="File
 def sign_command(
     archive: Archive, private_key: Annotated[Path, typer.Option(help="The key that keygen wrote.")]
 ) -> None:
-    """Write the signature of an archive, once it is verified, beside it as FILE.mar.sig."""
+    """Verify an archive and write its signature beside it, as FILE.mar.sig."""
     from archive import sign
 
-    verify(archive)
-    console.print(f"wrote {escape(str(sign.write(sign.sign(archive, private_key), archive)))}")
+    with opened(archive) as (_, content):
+        signature = sign.sign(archive, private_key, content.file)
+    console.print(f"wrote {escaped(sign.write(signature, archive))}")
 
 
 @app.command("score", epilog="Example: python -m archive score model_store/lenet5-digits.mar photos/ --out scores")
@@ -159,31 +185,36 @@ def sign_command(
 def score_command(
     archive: Archive,
     folder: Annotated[Path, typer.Argument(help="Images, at any depth.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the Parquet files go; a killed run goes on there.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Where the Parquet files go; the same command continues an interrupted run."),
+    ],
     public_key: PublicKey = None,
     num_workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; default: this machine alone.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster; default: this machine.")
+    ] = None,
     shard_images: Annotated[int, typer.Option(min=1, help="Images in a Parquet file.")] = score.SHARD_IMAGES,
     as_json: AsJson = False,
 ) -> None:
-    """Classify every image of a folder with an archive and without a server, by Ray Data; a refused image has a row."""
+    """Classify every image in a folder with an archive, without a server, by Ray Data."""
     steps = score.score(
         archive, folder, out,
         public_key=public_key, workers=num_workers, address=address, shard_images=shard_images,
     )  # fmt: skip
-    with bar.Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(escape(folder.name))
+    with progress.bar() as bar:
+        task = bar.add_task(escaped(folder.name), total=0)
         for state in steps:
-            progress.update(task, total=state.images, completed=state.done)
+            bar.update(task, total=state.images, completed=state.done)
     if as_json:
         print(json.dumps({"out": str(out), **asdict(state)}))
     else:
-        console.print(f"{escape(str(out))}: {state.done} images have a row; {state.refused} were refused in this run")
+        console.print(f"{escaped(out)}: {state.done} images have a row; {state.refused} were refused in this run")
 
 
 def _show_verified(verified: Verified) -> None:
     console.print(
-        f"[bold]{escape(verified.model_name)} {escape(verified.version)}[/]  archive digest {verified.digest}"
+        f"[bold]{escaped(verified.model_name)} {escaped(verified.version)}[/]  archive digest {verified.digest}"
     )
     signed = "signature checked" if verified.signed else "signature not checked"
     forced = "[yellow], forced past its gate[/]" if verified.forced else ""
@@ -206,18 +237,10 @@ def _show_report(report: Report) -> None:
         _show_health(report.health)
     if report.diagnosis is not None:
         console.print("[red]✗[/] a worker cannot serve it")
-        console.print(f"  cause     {escape(report.diagnosis.cause)}")
-        console.print(f"  fix       {escape(report.diagnosis.fix)}")
+        console.print(f"  cause     {escaped(report.diagnosis.cause)}")
+        console.print(f"  fix       {escaped(report.diagnosis.fix)}")
         if report.diagnosis.detail:
-            console.print(f"  [dim]seen      {escape(report.diagnosis.detail)}[/]")
-
-
-app.command("export", epilog="Example: python -m archive export runs/lenet5-digits --to triton DIR")(
-    reports_errors(homes.export_command)
-)
-app.command("compare", epilog="Example: python -m archive compare runs/lenet5-digits --only onnx")(
-    reports_errors(homes.compare_command)
-)
+            console.print(f"  [dim]seen      {escaped(report.diagnosis.detail)}[/]")
 
 
 if __name__ == "__main__":

@@ -11,24 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import handler
-from archive import doctor, gate, sbom, store
+import system
+from archive import data_only, doctor, gate, sbom, serving, store
 from archive.doctor import Health
-from archive.errors import ArchiveError, BelowFloor, BuildError, CannotLoad, IncompleteRun
+from archive.errors import ArchiveError, BuildError, CannotLoad, ThresholdNotMet
 from archive.gate import Check
-from archive.members import (
-    CONFIG_FILE,
-    EXTRA_FILES,
-    GATE_FILE,
-    HANDLER_FILE,
-    OPTIONAL_FILES,
-    SBOM_FILE,
-    SERIALIZED_FILE,
-)
-from archive.names import check_name
-from archive.pack import forget_creation_time, pack, write_json
+from archive.members import EXTRA_FILES, GATE_FILE, HANDLER_FILE, OPTIONAL_FILES, SBOM_FILE, check_name
+from archive.pack import forget_creation_time, pack
+from archive.run_folder import RunFolder
 from archive.verify import Verified, verify
+from system.files import write_json
 
 HANDLER = Path(handler.__file__).parent
+SYSTEM = Path(system.__file__).parent
+# What the handler imports of it.
+SYSTEM_FILES = ("__init__.py", "cores.py", "files.py", "selective.py")
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,8 @@ class Built:
     verified: Verified
     health: Health
     checks: list[Check]
+    rewritten: list[str]
+    """Keys of `model-config.yaml` that the recipe had otherwise."""
 
 
 def build(
@@ -53,58 +52,69 @@ def build(
     """Bundle the run folder `run`, prove it by doctor and gate, and put it into `model_store` as `NAME.mar`.
 
     Args:
-        force: ship what is below a floor, and say so in the archive for good.
+        force: ship what does not meet the gate, and record that in the archive.
         private_key: sign the archive with it.
 
     Raises:
         ArchiveError: nothing was changed in the model store.
     """
-    check(run, name, version, model_store)
+    rewritten = check(run, name, version, model_store)
+    recipe = serving.read(run)
+    if rewritten:
+        serving.write_config(recipe, run)
     with tempfile.TemporaryDirectory(prefix="archive-") as temporary:
-        content, packed = assemble(run, Path(temporary), name, version), Path(temporary, f"{name}.mar")
+        content, packed = (
+            assemble(run, recipe.model_file, Path(temporary), name, version),
+            Path(temporary, f"{name}.mar"),
+        )
         write_json(content / GATE_FILE, gate.UNJUDGED)
         pack(content, packed)
         health = _prove(packed)
-        checks = gate.judge(run, packed.stat().st_size / 1e6, health.p99_ms)
-        if (below := [str(check) for check in checks if not check.passed]) and not force:
-            raise BelowFloor(
-                f"{run} is worse than its recipe allows: {'; '.join(below)}. Train it better, or ship it with --force, "
-                "which the archive will tell",
-                checks,
-            )
+        checks = gate.judge(recipe.gate, run, packed.stat().st_size / 1e6, health.p99_ms)
+        if (missed := [str(check) for check in checks if not check.passed]) and not force:
+            if RunFolder(run).read_figures():
+                why = f"{run} does not meet the gate of its recipe: {'; '.join(missed)}. Train it better"
+            else:
+                why = f"the accuracy of {run} is unknown: adopt it with labelled images"
+            raise ThresholdNotMet(f"{why}, or ship it with --force, which the archive records", gate.table(checks))
         write_json(content / GATE_FILE, gate.record(checks))
         pack(content, packed)
         verified = verify(packed)
         path = store.put(packed, verified, model_store, private_key)
-    return Built(path, verified, health, checks)
+    return Built(path, verified, health, checks, rewritten)
 
 
-def check(run: Path, name: str, version: str, model_store: Path) -> None:
-    """Find what would stop a build before it takes time.
+def check(run: Path, name: str, version: str, model_store: Path) -> list[str]:
+    """Find what would stop a build before it takes time; returns the keys of `model-config.yaml` to be rewritten.
 
     Raises:
         ArchiveError: naming what is wrong.
     """
     check_name(name, version)
     check_complete(run)
-    gate.read_floors(run)
+    rewritten = serving.outdated(run)
     if not model_store.is_dir():
         raise ArchiveError(f"the model store {model_store} is not a directory: create it, or give --model-store DIR")
+    return rewritten
 
 
 def check_complete(run: Path) -> None:
     """Raises:
     IncompleteRun: naming every file that is missing.
+    UnsafeFile: loading a model could run code, or reach other files.
     """
-    if not run.is_dir():
-        raise IncompleteRun(f"no run folder {run}: `python -m train RECIPE` writes one")
-    missing = [name for name in (SERIALIZED_FILE, CONFIG_FILE, *EXTRA_FILES) if not (run / name).exists()]
-    if missing:
-        raise IncompleteRun(f"{run} lacks {', '.join(missing)}: train it again with --overwrite")
+    RunFolder(run).require(RunFolder.recipe)
+    RunFolder(run).require(serving.read(run).model_file, RunFolder.config, *EXTRA_FILES)
+    for name in OPTIONAL_FILES:
+        if (run / name).exists():
+            data_only.check(run / name)
 
 
-def assemble(run: Path, temporary: Path, name: str, version: str) -> Path:
+def assemble(run: Path, model_file: str, temporary: Path, name: str, version: str) -> Path:
     """A folder with all that the archive shall hold but the verdict of the gate.
+
+    Args:
+        model_file: the name of what workers load.
 
     Raises:
         BuildError, IncompleteRun: a file of the run is not what it should be.
@@ -112,7 +122,7 @@ def assemble(run: Path, temporary: Path, name: str, version: str) -> Path:
     staging, output = temporary / "staging", temporary / "output"
     output.mkdir()
     stage(run, staging)
-    content = _run_archiver(run, staging, output, name, version)
+    content = _run_archiver(run / model_file, run / RunFolder.config, staging, output, name, version)
     forget_creation_time(content)
     write_json(content / SBOM_FILE, sbom.bill_of_materials(content, name, version))
     return content
@@ -125,6 +135,9 @@ def stage(run: Path, staging: Path) -> None:
     puts the handler file itself at the root.
     """
     shutil.copytree(HANDLER, staging / "handler", ignore=shutil.ignore_patterns("__pycache__", HANDLER_FILE))
+    (staging / "system").mkdir()
+    for name in SYSTEM_FILES:
+        shutil.copy2(SYSTEM / name, staging / "system" / name)
     for name in (*EXTRA_FILES, *(name for name in OPTIONAL_FILES if (run / name).exists())):
         source = run / name
         if source.is_dir():
@@ -133,14 +146,14 @@ def stage(run: Path, staging: Path) -> None:
             shutil.copy2(source, staging / name)
 
 
-def _run_archiver(run: Path, staging: Path, output: Path, name: str, version: str) -> Path:
+def _run_archiver(model: Path, config: Path, staging: Path, output: Path, name: str, version: str) -> Path:
     """The folder that the archiver lays out, which it leaves unzipped."""
     command = (
         sys.executable, "-m", "model_archiver.model_packaging",
         "--model-name", name,
         "--version", version,
-        "--serialized-file", run / SERIALIZED_FILE,
-        "--config-file", run / CONFIG_FILE,
+        "--serialized-file", model,
+        "--config-file", config,
         "--handler", HANDLER / HANDLER_FILE,
         "--extra-files", staging,
         "--archive-format", "no-archive",

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from handler import torchserve_defaults
+
 _MEMORY = (
     r"bad_alloc|[Cc]annot allocate memory|can't allocate memory|not enough memory|out of memory|failed to map segment"
 )
@@ -92,19 +94,14 @@ _RULES = (
         "restore handler/image_classifier.py in the clone and archive the run again",
     ),
     _Rule(
-        "(Scanner|Parser|Composer|Constructor|Reader)Error", r"(?s)^(?P<what>.*)$",
-        "model-config.yaml is not valid YAML: {what}",
-        "correct model-config.yaml in the run folder and archive it again",
-    ),
-    _Rule(
         "SettingsError", r"(?s)^(?P<what>.*)$",
         "a setting cannot be used: {what}",
-        "correct that key in model-config.yaml of the run folder, or under input in the recipe, and archive it again",
+        "correct that key under input or serving in recipe.yaml of the run folder, and archive it again",
     ),
     _Rule(
         "ValueError", r"^precision (?P<what>.*?) cannot run here",
         "the setting precision {what} cannot run on this machine with what the archive carries",
-        "set precision: auto in model-config.yaml of the run folder and archive it again",
+        "set serving.precision: auto in recipe.yaml of the run folder and archive it again",
     ),
     _Rule(
         "ValueError", r"^(?P<what>index_to_name\.json.*)$",
@@ -192,7 +189,8 @@ def _of_process(evidence: Evidence) -> tuple[str, str] | None:
     if evidence.timeout_s is not None:
         return (
             f"the worker was not ready after {evidence.timeout_s:g} s",
-            "look with --log for where it hangs; a slow machine may need --timeout-s, TorchServe itself gives 120 s",
+            "look with --log for where it hangs; a slow machine may need --timeout-s, TorchServe itself gives "
+            f"{torchserve_defaults.TIMEOUT_S} s",
         )
     if evidence.errors or evidence.signal is None:
         return None
@@ -211,12 +209,6 @@ def _of_process(evidence: Evidence) -> tuple[str, str] | None:
 def _of_findings(evidence: Evidence) -> tuple[str, str] | None:
     """Causes that the archive's content tells better than the exception."""
     types = {error["type"] for error in evidence.errors}
-    kind = evidence.findings.get("config_kind", "dict")
-    if kind != "dict":
-        return (
-            f"model-config.yaml holds {'nothing' if kind == 'NoneType' else f'a {kind}'} where keys and values belong",
-            "restore model-config.yaml in the run folder and archive it again",
-        )
     if "GoldenMismatch" not in types:
         return None
     served, measured = evidence.findings.get("label_counts", (0, 0))
@@ -235,14 +227,8 @@ def _of_findings(evidence: Evidence) -> tuple[str, str] | None:
 
 
 def _of_mismatch(evidence: Evidence) -> tuple[str, str]:
-    """Golden images got other probabilities: from other settings, other decoding, or other weights."""
+    """Golden images got other probabilities: from other decoding or other weights."""
     would_match = evidence.findings.get("what_would_match", {})
-    if settings := would_match.get("settings"):
-        changes = ", ".join(f"{key} {served} instead of {trained}" for key, (served, trained) in settings.items())
-        return (
-            f"images are prepared otherwise than in training: {changes}",
-            "set it back in model-config.yaml of the run folder and archive it again",
-        )
     if would_match.get("channel_order"):
         return (
             "images reach the model with red and blue exchanged",

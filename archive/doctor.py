@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import handler
-from archive import doctor_worker, layout
+from archive import doctor_worker
 from archive.diagnosis import Diagnosis, Evidence, diagnose
 from archive.errors import ArchiveError
 from archive.members import HANDLER_FILE
-from archive.verify import Verified, verify
+from archive.verify import Verified, opened
+from handler import torchserve_defaults
 
 ROWS = 50
-TIMEOUT_S = 120.0
-"""As long as TorchServe itself waits for a worker."""
-_BATCH_SIZE = 1
+TIMEOUT_S = float(torchserve_defaults.TIMEOUT_S)
 
 
 @dataclass(frozen=True)
@@ -75,19 +74,21 @@ def examine(
         gpu: number of the GPU that the worker gets, and must use; None serves on the CPU.
         memory_limit_mb: most address space for the worker, in MiB.
     """
-    try:
-        verified = verify(archive, public_key)
-    except ArchiveError as error:
-        return Report(archive, diagnosis=Diagnosis(str(error), "build it again from its run folder, or fetch it again"))
     with tempfile.TemporaryDirectory(prefix="doctor-") as temporary:
         model_dir = Path(temporary, "model").resolve()
-        layout.extract(archive, model_dir)
+        try:
+            with opened(archive, public_key) as (verified, content):
+                content.extract(model_dir)
+        except ArchiveError as error:
+            fix = "build it again from its run folder, or fetch it again"
+            return Report(archive, diagnosis=Diagnosis(str(error), fix))
         order = {
             "model_dir": str(model_dir),
             "result": str(Path(temporary, "result.json")),
             "model_name": verified.model_name,
             "handler": HANDLER_FILE,
-            "batch_size": _BATCH_SIZE,
+            "model_file": content.model_file,
+            "batch_size": torchserve_defaults.BATCH_SIZE,
             "gpu": gpu,
             "rows": rows,
             "memory_limit_mb": memory_limit_mb,

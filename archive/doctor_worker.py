@@ -52,7 +52,7 @@ def main() -> None:
     except BaseException as error:  # whatever ends a worker is to be told
         traceback.print_exc()
         errors = describe(error, model_dir)
-        seen = {"errors": errors, "findings": look_closer(model_dir, errors)}
+        seen = {"errors": errors, "findings": look_closer(order, model_dir, errors)}
     arriving = Path(order["result"]).with_suffix(".partial")
     arriving.write_text(json.dumps(seen), encoding="utf-8")
     arriving.rename(order["result"])
@@ -79,7 +79,9 @@ def live(order: dict[str, Any], model_dir: Path) -> dict[str, Any]:
     load_s = time.perf_counter() - started
     if order["gpu"] is not None and service._entry_point.__self__.device.type == "cpu":
         raise NoGpu(f"GPU {order['gpu']} was asked for")
-    images = [(model_dir / "golden" / name).read_bytes() for name in golden(model_dir)["probabilities"]]
+    from handler import files, golden
+
+    images = golden.images(model_dir / files.GOLDEN)
     swallowed = LastException()
     logging.getLogger("ts.service").addHandler(swallowed)
     times_ms = [
@@ -135,68 +137,44 @@ def _where(error: BaseException, model_dir: Path) -> str:
     return inside[-1] if inside else ""
 
 
-def look_closer(model_dir: Path, errors: list[dict[str, str]]) -> dict[str, Any]:
+def look_closer(order: dict[str, Any], model_dir: Path, errors: list[dict[str, str]]) -> dict[str, Any]:
     """Facts of the archive that tell apart causes with the same message; those that cannot be had are left out."""
     findings: dict[str, Any] = {}
-    for look in (_config_kind, _label_counts, _what_would_match):
+    for look in (_label_counts, _what_would_match):
         try:
             if look is not _what_would_match or any(error["type"] == "GoldenMismatch" for error in errors):
-                findings[look.__name__[1:]] = look(model_dir)
+                findings[look.__name__[1:]] = look(order, model_dir)
         except Exception:  # a broken archive breaks these as well, and has been reported
             traceback.print_exc()
     return findings
 
 
-def golden(model_dir: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((model_dir / "golden" / "golden.json").read_text(encoding="utf-8"))
-    return document
-
-
-def _config_kind(model_dir: Path) -> str:
-    return type(_yaml(model_dir / "model-config.yaml")).__name__
-
-
-def _label_counts(model_dir: Path) -> list[int]:
+def _label_counts(_: dict[str, Any], model_dir: Path) -> list[int]:
     """How many labels are served, and how many were measured."""
-    labels = json.loads((model_dir / "index_to_name.json").read_text(encoding="utf-8"))
-    return [len(labels), len(golden(model_dir)["class_names"])]
+    from handler import files, golden, labels
+
+    return [len(labels.read(model_dir / files.LABELS_FILE)), len(golden.read(model_dir / files.GOLDEN).class_names)]
 
 
-def _what_would_match(model_dir: Path) -> dict[str, Any]:
-    """What the decoding must do otherwise for the exported model to give the golden answers, if that mends it."""
+def _what_would_match(order: dict[str, Any], model_dir: Path) -> dict[str, Any]:
+    """What the decoding must do otherwise for the exported model to give the golden answers."""
     import torch
+    import yaml
 
+    from handler import files, golden, variants
     from handler.decoding import decode
     from handler.settings import HandlerSettings
 
-    document = golden(model_dir)
-    images = [(model_dir / "golden" / name).read_bytes() for name in document["probabilities"]]
-    wanted = torch.tensor(list(document["probabilities"].values()))
-    model = torch.jit.load(str(model_dir / "model.pt"), map_location="cpu").eval()
-    served = HandlerSettings.parse(_yaml(model_dir / "model-config.yaml")["handler"], "model-config.yaml")
-    trained = HandlerSettings.parse(_yaml(model_dir / "recipe.yaml")["input"], "recipe.yaml")
-
-    def matches(settings: HandlerSettings, *, flip: bool = False) -> bool:
-        batch = torch.stack([decode(image, settings) for image in images])
-        with torch.inference_mode():
-            answers = model(batch.flip(1) if flip else batch)
-        return answers.shape == wanted.shape and bool((answers - wanted).abs().max() <= document["tolerance"])
-
-    changed = {
-        key: [value, getattr(trained, key)]
-        for key, value in served.model_dump().items()
-        if value != getattr(trained, key)
-    }
-    return {
-        "settings": changed if changed and matches(trained) else {},
-        "channel_order": served.channels == 3 and matches(served, flip=True),
-    }
-
-
-def _yaml(path: Path) -> Any:
-    import yaml
-
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    images, wanted = golden.images(model_dir / files.GOLDEN), golden.answers(model_dir / files.GOLDEN)
+    tolerance = golden.read(model_dir / files.GOLDEN).tolerance
+    model = variants.load(model_dir / order["model_file"])
+    config = yaml.safe_load((model_dir / files.CONFIG_FILE).read_text(encoding="utf-8"))
+    settings = HandlerSettings.parse(config["handler"], files.CONFIG_FILE)
+    if settings.channels == 1:
+        return {}
+    with torch.inference_mode():
+        answers = model(torch.stack([decode(image, settings) for image in images]).flip(1))
+    return {"channel_order": answers.shape == wanted.shape and bool((answers - wanted).abs().max() <= tolerance)}
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ import hashlib
 import json
 from pathlib import Path
 
-from archive import layout
+from archive import canonical
 from archive.errors import BuildError
 from archive.members import MANIFEST_FILE, is_known
 from handler.identity import DIGESTS_FILE
+from system.files import write_json
 
 _CHUNK = 1 << 20
 
@@ -22,14 +23,14 @@ def pack(content: Path, target: Path) -> None:
     """
     files = {path.relative_to(content).as_posix(): path for path in content.rglob("*") if path.is_file()}
     for name in files:
-        problem = layout.name_problem(name) or (None if is_known(name) else f"{name!r} has no place in an archive")
+        problem = canonical.name_problem(name) or (None if is_known(name) else f"{name!r} has no place in an archive")
         if problem:
             raise BuildError(f"cannot pack {content}: {problem}")
     files.pop(DIGESTS_FILE, None)
     digests = {"algorithm": "sha256", "members": {name: _digest(path) for name, path in sorted(files.items())}}
     files[DIGESTS_FILE] = content / DIGESTS_FILE
     write_json(files[DIGESTS_FILE], digests)
-    layout.write(files, target)
+    canonical.write(files, target)
 
 
 def forget_creation_time(content: Path) -> None:
@@ -38,11 +39,6 @@ def forget_creation_time(content: Path) -> None:
     manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest.pop("createdOn", None)
     write_json(path, manifest)
-
-
-def write_json(path: Path, document: object) -> None:
-    """Indented JSON with a final newline."""
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _digest(path: Path) -> dict[str, str | int]:

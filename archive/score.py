@@ -10,6 +10,7 @@ there: the same command goes on where a killed one ended, and takes up images th
 | `path` | below the folder; bytes that are no UTF-8 are written as `\\xNN` |
 | `label`, `probability` | the best class; null where the image was refused |
 | `labels`, `probabilities` | the `top_k` best, falling |
+| `accepted` | by the recipe's `serving.accept`; null where it has none, and where the image was refused |
 | `error_code`, `error_message` | null, or what a server refuses the image with; code 0 where it cannot be read |
 """
 
@@ -19,14 +20,18 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from archive.errors import ScoringRefused
 from archive.score_worker import DIGEST_KEY, Worker, readable_name
 from archive.verify import verify
+from system import image_files
 
 SHARD_IMAGES = 1_000
 PACKAGES = ("ray", "pyarrow")
@@ -40,7 +45,7 @@ _RAY_ENVIRONMENT = {
 # Ray's switch for the systems on which it never listens beyond 127.0.0.1, whose address it replaces elsewhere.
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # It waits half a minute for its own processes, which a busy machine may not give them.
-_STARTS = 2
+_STARTS = 3
 # A worker that dies is replaced, and its images may be what kills it.
 _MOST_S_WITHOUT_A_SHARD = 1_800
 
@@ -103,25 +108,8 @@ def score(
 
 
 def find_images(folder: Path) -> list[str]:
-    """Paths below `folder`, to any depth and in order, of the files with a suffix of the formats that a worker takes.
-
-    Raises:
-        ScoringRefused: there is none.
-    """
-    from PIL import Image
-
-    from handler.decoding import FORMATS
-
-    suffixes = {suffix for suffix, image_format in Image.registered_extensions().items() if image_format in FORMATS}
-    found = sorted(
-        str(Path(parent, name).relative_to(folder))
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in suffixes
-    )
-    if not found:
-        raise ScoringRefused(f"{folder}: no image in this folder; looked for {', '.join(sorted(suffixes))}")
-    return found
+    """Paths below `folder`, in order, of its images."""
+    return [str(file.relative_to(folder)) for file in image_files.images_below(folder, ScoringRefused)]
 
 
 def finished(out: Path, digest: str) -> set[str]:
@@ -186,16 +174,20 @@ def _connect(ray: Any, workers: int | None, address: str | None, temporary: str)
         "object_store_memory": _OBJECT_STORE_BYTES,
     }  # fmt: skip
     starts = 1 if address else _STARTS
+    others = set(psutil.Process().children())
     while True:
         starts -= 1
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
             return
         except Exception as error:  # Ray raises what it likes, a bare Exception where the machine is too busy
+            ray.shutdown()
+            for process in set(psutil.Process().children()) - others:  # Ray leaves those of a start that failed
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             if starts == 0:
                 where = f"at {address} cannot be reached" if address else "does not start here"
                 raise ScoringRefused(f"Ray {where}: {_reason(error)}") from error
-            ray.shutdown()
 
 
 def _reason(error: BaseException) -> str:

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from archive import layout
 from archive.errors import ScoringRefused
 from archive.members import HANDLER_FILE
-from archive.verify import verify
+from archive.verify import opened
 
 DIGEST_KEY = b"archive_digest"
 """Of a shard's metadata."""
@@ -35,11 +34,12 @@ class Worker:
         import torch
         from ts.model_loader import ModelLoaderFactory
 
-        if verify(archive).digest != digest:
-            raise ScoringRefused(f"{archive} is not the same on every machine, or was changed meanwhile")
         self.folder, self.out, self.digest = folder, out, digest
         self._unpacked = tempfile.TemporaryDirectory(prefix="score-")
-        layout.extract(archive, Path(self._unpacked.name))
+        with opened(archive) as (verified, content):
+            if verified.digest != digest:
+                raise ScoringRefused(f"{archive} is not the same on every machine, or was changed meanwhile")
+            content.extract(Path(self._unpacked.name))
         sys.path.insert(0, self._unpacked.name)
         logging.getLogger().setLevel(logging.WARNING)
         self.service = ModelLoaderFactory.get_model_loader().load(
@@ -58,7 +58,7 @@ class Worker:
             for row in self._answer(files[start : start + _BATCH_IMAGES])
         ]
         write_shard(self.out, rows, self.digest)
-        refused = sum(row["error_code"] is not None for row in rows)
+        refused = sum("error_code" in row for row in rows)
         return pyarrow.table({"images": [len(rows)], "refused": [refused]})
 
     def _answer(self, files: Sequence[str]) -> list[dict[str, Any]]:
@@ -70,23 +70,27 @@ class Worker:
                 images[file] = (self.folder / file).read_bytes()
             except OSError as error:
                 rows[file] = _refused(file, UNREADABLE, error.strerror or str(error))
-        for file, status, answer in zip(images, *self._ask(list(images.values())), strict=True):
-            rows[file] = _answered(file, answer) if status == 200 else _refused(file, status, answer["message"])
+        for file, status, answer, mark in zip(images, *self._ask(list(images.values())), strict=True):
+            rows[file] = _answered(file, answer, mark) if status == 200 else _refused(file, status, answer["message"])
         return [rows[file] for file in files]
 
-    def _ask(self, images: Sequence[bytes]) -> tuple[list[int], list[dict[str, Any]]]:
-        """Statuses and answers of a batch with an image in each row, as TorchServe would send them."""
+    def _ask(self, images: Sequence[bytes]) -> tuple[list[int], list[dict[str, Any]], list[bool | None]]:
+        """Statuses, answers and marks of a batch with an image in each row, as TorchServe would send them."""
         from ts.context import RequestProcessor
 
         context = self.service.context
         context.request_processor = [RequestProcessor({}) for _ in images]
         answers = self.service._entry_point([{"body": image} for image in images], context) if images else []
         statuses = [context.get_response_status(index)[0] or 200 for index in range(len(images))]
-        return statuses, [json.loads(answer) for answer in answers]
+        marks = [context.get_response_headers(index).get("x-accepted") for index in range(len(images))]
+        return statuses, [json.loads(answer) for answer in answers], [mark and json.loads(mark) for mark in marks]
 
 
 def write_shard(out: Path, rows: Sequence[dict[str, Any]], digest: str) -> Path:
-    """Write `rows` under a name that follows from their paths, so that a shard done twice is there once."""
+    """Write `rows` under a name that follows from their paths, so that a shard done twice is there once.
+
+    A column that a row lacks is null there.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -94,7 +98,8 @@ def write_shard(out: Path, rows: Sequence[dict[str, Any]], digest: str) -> Path:
     schema = pyarrow.schema(
         {
             "path": text, "label": text, "probability": number, "labels": pyarrow.list_(text),
-            "probabilities": pyarrow.list_(number), "error_code": pyarrow.int16(), "error_message": text,
+            "probabilities": pyarrow.list_(number), "accepted": pyarrow.bool_(),
+            "error_code": pyarrow.int16(), "error_message": text,
         },
         metadata={DIGEST_KEY: digest.encode()},
     )  # fmt: skip
@@ -105,19 +110,16 @@ def write_shard(out: Path, rows: Sequence[dict[str, Any]], digest: str) -> Path:
     return partial.replace(target)
 
 
-def _answered(file: str, answer: dict[str, float]) -> dict[str, Any]:
+def _answered(file: str, answer: dict[str, float], accepted: bool | None) -> dict[str, Any]:
     labels, probabilities = list(answer), list(answer.values())
     return {
         "path": readable_name(file), "label": labels[0], "probability": probabilities[0],
-        "labels": labels, "probabilities": probabilities, "error_code": None, "error_message": None,
+        "labels": labels, "probabilities": probabilities, "accepted": accepted,
     }  # fmt: skip
 
 
 def _refused(file: str, code: int, message: str) -> dict[str, Any]:
-    return {
-        "path": readable_name(file), "label": None, "probability": None,
-        "labels": None, "probabilities": None, "error_code": code, "error_message": message,
-    }  # fmt: skip
+    return {"path": readable_name(file), "error_code": code, "error_message": message}
 
 
 def readable_name(path: str) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 from archive.errors import SignatureError
 from archive.members import signature_path
+from system import files
 
 try:
     from cryptography.exceptions import InvalidSignature
@@ -52,15 +54,22 @@ def keygen(private_key: Path) -> Path:
     return public_key
 
 
-def sign(archive: Path, private_key: Path) -> bytes:
+def sign(archive: Path, private_key: Path, file: BinaryIO | None = None) -> bytes:
     """The signature of the archive's bytes.
+
+    Args:
+        file: the archive where it is open already, so that no other lies at its path by now.
 
     Raises:
         SignatureError: the archive or the key cannot be read.
     """
     key = _private_key(private_key)
     try:
-        with archive.open("rb") as file, _mapped(file) as mapped, memoryview(mapped) as data:
+        with (
+            nullcontext(file) if file else archive.open("rb") as opened,
+            _mapped(opened) as mapped,
+            memoryview(mapped) as data,
+        ):
             return key.sign(data)
     except (OSError, ValueError) as error:
         raise SignatureError(f"cannot sign {archive}: {error}") from None
@@ -69,27 +78,24 @@ def sign(archive: Path, private_key: Path) -> bytes:
 def write(signature: bytes, archive: Path) -> Path:
     """Put a signature beside its archive, and return its path."""
     target = signature_path(archive)
-    arriving = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        arriving.write_bytes(signature)
-        arriving.replace(target)
-    finally:
-        arriving.unlink(missing_ok=True)
+    files.write(target, signature)
     return target
 
 
-def check(archive: Path, public_key: Path) -> None:
-    """Raises:
-    SignatureError: there is no signature of these bytes by the owner of `public_key`.
+def check(archive: Path, file: BinaryIO, public_key: Path) -> None:
+    """Check the signature that lies beside `archive` on the bytes of `file`, which was opened there.
+
+    Raises:
+        SignatureError: there is no signature of these bytes by the owner of `public_key`.
     """
     key = _public_key(public_key)
     signature = signature_path(archive)
-    if archive.exists() and not signature.exists():
+    if not signature.exists():
         raise SignatureError(
-            f"{archive} is not signed: whoever vouches for it runs `python -m archive sign {archive} --private-key KEY`"
+            f"{archive} is not signed: its owner runs `python -m archive sign {archive} --private-key KEY`"
         )
     try:
-        with archive.open("rb") as file, _mapped(file) as mapped, memoryview(mapped) as data:
+        with _mapped(file) as mapped, memoryview(mapped) as data:
             key.verify(signature.read_bytes(), data)
     except (OSError, ValueError) as error:
         raise SignatureError(f"cannot check the signature of {archive}: {error}") from None

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import filecmp
-import json
-import os
 import shutil
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from archive.errors import VersionTaken
-from archive.members import MANIFEST_FILE, signature_path
+from archive.content import ArchiveContent
+from archive.errors import InvalidArchive, VersionTaken
+from archive.members import signature_path
 from archive.verify import Verified
 from handler.identity import DIGESTS_FILE
+from system import files, locks
 
 
 def put(packed: Path, verified: Verified, model_store: Path, private_key: Path | None) -> Path:
@@ -31,16 +27,12 @@ def put(packed: Path, verified: Verified, model_store: Path, private_key: Path |
         from archive import sign
 
         signature = sign.sign(packed, private_key)
-    with locked(model_store):
+    with locks.held(model_store):  # two builds at once take turns
         unchanged = target.exists() and _holds(target, packed, verified.version)
         if not unchanged:
             signature_path(target).unlink(missing_ok=True)  # it is not of these bytes
-            arriving = model_store / f".{target.name}.partial-{os.getpid()}"
-            try:
+            with files.replacing(target) as arriving:
                 shutil.copyfile(packed, arriving)
-                arriving.replace(target)
-            finally:
-                arriving.unlink(missing_ok=True)
         if signature is not None:
             sign.write(signature, target)
     return target
@@ -58,10 +50,12 @@ def _holds(target: Path, packed: Path, version: str) -> bool:
     if filecmp.cmp(target, packed, shallow=False):
         return True
     if _number(held) > _number(version):
-        raise VersionTaken(f"{target} is version {held}, and {version} is not higher: give a higher --version")
+        raise VersionTaken(
+            f"{target} is version {held}, and {version} is not higher: archive it with --version {_next(held)}"
+        )
     raise VersionTaken(
-        f"{target} is version {held} already, with other content ({', '.join(_differing(target, packed))}): give a "
-        f"higher --version, such as {_next(held)}"
+        f"{target} is version {held} already, with other content ({_differing(target, packed)}), and a version never "
+        f"changes: archive this run with --version {_next(held)}"
     )
 
 
@@ -72,10 +66,9 @@ def _held_version(target: Path) -> str:
         VersionTaken: it cannot be told.
     """
     try:
-        with zipfile.ZipFile(target) as archive:
-            version = str(json.loads(archive.read(MANIFEST_FILE))["model"]["modelVersion"])
+        version = ArchiveContent(target).version
         _number(version)
-    except Exception as error:  # zipfile raises anything on files that are no archives
+    except (InvalidArchive, ValueError) as error:
         raise VersionTaken(
             f"{target} is in the way and is no archive that can be read ({error}): move it away"
         ) from None
@@ -95,21 +88,8 @@ def _next(version: str) -> str:
     return f"{first}.{int(rest.partition('.')[0] or 0) + 1}"
 
 
-def _differing(target: Path, packed: Path) -> list[str]:
-    """Names of the members that one has and the other has not, or not the same."""
-    checksums = []
-    for path in (target, packed):
-        with zipfile.ZipFile(path) as archive:
-            checksums.append({(info.filename, info.CRC) for info in archive.infolist()})
-    return sorted({name for name, _ in checksums[0] ^ checksums[1]} - {DIGESTS_FILE}) or ["its layout"]
-
-
-@contextmanager
-def locked(model_store: Path) -> Iterator[None]:
-    """Two builds at once take turns."""
-    descriptor = os.open(model_store, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _differing(target: Path, packed: Path) -> str:
+    """Names of the members that only one has or that differ; the first three of many."""
+    held, new = (ArchiveContent(path).checksums().items() for path in (target, packed))
+    names = sorted({name for name, _ in held ^ new} - {DIGESTS_FILE}) or ["its layout"]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

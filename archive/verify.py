@@ -1,37 +1,28 @@
 """Check an archive before anything of it is unpacked or run.
 
-Digests show damage and careless changes. Whoever can write an archive can also write its digests: that it comes from
-whom you trust is shown by a signature, and by nothing else.
+Digests show damage and careless changes. Everyone who can write an archive can also write its digests: only a signature
+shows who built it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import zipfile
-import zlib
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
-from archive import layout
+from archive import canonical, content, data_only
+from archive.canonical import Entry, Section
+from archive.content import ArchiveContent
 from archive.errors import InvalidArchive, InvalidName
-from archive.layout import Entry
-from archive.members import (
-    CONFIG_FILE,
-    GATE_FILE,
-    HANDLER_FILE,
-    MANIFEST_FILE,
-    REQUIRED,
-    SERIALIZED_FILE,
-    is_known,
-)
-from archive.names import check_name
+from archive.members import GATE_FILE, HANDLER_FILE, MANIFEST_FILE, MODEL_FILES, REQUIRED, check_name, is_known
+from archive.run_folder import RunFolder
 from handler.identity import DIGESTS_FILE
 
-_MAX_JSON_BYTES = 4_000_000
+RUNTIME = "python"
+"""TorchServe's name for its own workers; others run what the manifest says."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class Verified:
     signed: bool
     """Whether a signature was checked."""
     forced: bool
-    """Whether it was shipped although it was worse than its recipe allows."""
+    """Whether it was shipped although it did not meet the gate of its recipe."""
 
 
 def verify(path: Path, public_key: Path | None = None) -> Verified:
@@ -57,96 +48,115 @@ def verify(path: Path, public_key: Path | None = None) -> Verified:
         InvalidArchive: naming the archive and what is wrong in it.
         SignatureError: there is no signature by the owner of `public_key`.
     """
+    with opened(path, public_key) as (verified, _):
+        return verified
+
+
+@contextmanager
+def opened(path: Path, public_key: Path | None = None) -> Iterator[tuple[Verified, ArchiveContent]]:
+    """Check an archive as `verify` does, and hand out the very content that was checked, whatever lies there later.
+
+    Raises:
+        InvalidArchive, SignatureError: as `verify`.
+    """
+    with content.opened(path) as file:
+        before = os.fstat(file.fileno())
+        verified, held = _verify(path, file, public_key)
+        if _was_written(before, os.fstat(file.fileno())):
+            raise InvalidArchive.of(path, "it was changed while it was read")
+        yield verified, held
+
+
+def _verify(path: Path, file: BinaryIO, public_key: Path | None) -> tuple[Verified, ArchiveContent]:
     if public_key is not None:
         from archive import sign
 
-        sign.check(path, public_key)
+        sign.check(path, file, public_key)
+    held = ArchiveContent(path, file)
     try:
-        with path.open("rb") as file:
-            return _verify(file, signed=public_key is not None)
-    except OSError as error:
-        raise InvalidArchive(f"cannot read {path}: {error.strerror}") from None
-    except InvalidArchive as error:
-        raise InvalidArchive(f"{path}: {error}. Do not serve it: build or fetch it again") from None
-
-
-def _verify(file: BinaryIO, *, signed: bool) -> Verified:
-    entries = {entry.name: entry for entry in layout.read(file)}
+        entries = canonical.read(path, file)
+    except InvalidArchive:
+        if _is_stock(held):
+            raise InvalidArchive(
+                f"{path} was not built by `python -m archive build`: it has no {DIGESTS_FILE}, so nothing tells "
+                "whether it is as it was made. torch-model-archiver alone makes such archives, and TorchServe serves "
+                "them unchecked"
+            ) from None
+        raise
     if missing := sorted(REQUIRED - set(entries)):
-        raise InvalidArchive(f"it lacks {', '.join(missing)}")
+        raise InvalidArchive.of(path, f"it lacks {', '.join(missing)}")
     if unknown := [name for name in entries if not is_known(name)]:
-        raise InvalidArchive(f"it holds {', '.join(unknown)}, which no archive of ours has")
-    digests = _document(file, entries[DIGESTS_FILE])
-    _check_digests(file, entries, digests)
-    model = _check_manifest(_document(file, entries[MANIFEST_FILE]))
+        raise InvalidArchive.of(path, f"it holds {', '.join(unknown)}, which no archive of ours has")
+    _check_digests(held, entries)
+    _check_manifest(held, entries)
     for entry in entries.values():
-        if entry.name.endswith(".pt"):
-            _check_torchscript(file, entry)
-    return Verified(
-        model_name=model["modelName"],
-        version=model["modelVersion"],
-        digest=hashlib.sha256(b"".join(layout.content(file, entries[DIGESTS_FILE]))).hexdigest(),
+        section = cast("BinaryIO", Section(file, entry.offset, entry.size))
+        if problem := data_only.problem(section, Path(entry.name).suffix):
+            raise InvalidArchive.of(path, f"{entry.name!r}{problem}")
+    if held.config is None:
+        raise InvalidArchive.of(path, f"{MANIFEST_FILE} names no settings")
+    verified = Verified(
+        model_name=held.name,
+        version=held.version,
+        digest=entries[DIGESTS_FILE].sha256,
         members=len(entries),
-        size_bytes=file.seek(0, 2),
-        signed=signed,
-        forced=_document(file, entries[GATE_FILE]).get("forced") is not False,
+        size_bytes=os.fstat(file.fileno()).st_size,
+        signed=public_key is not None,
+        forced=held.document(GATE_FILE).get("forced") is not False,
     )
+    return verified, held
 
 
-def _check_digests(file: BinaryIO, entries: Mapping[str, Entry], digests: Mapping[str, Any]) -> None:
-    listed = digests.get("members")
-    if digests.get("algorithm") != "sha256" or not isinstance(listed, dict):
-        raise InvalidArchive(f"{DIGESTS_FILE} is no list of SHA-256 digests")
-    held = set(entries) - {DIGESTS_FILE}
-    if missing := sorted(set(listed) - held):
-        raise InvalidArchive(f"it lacks {', '.join(missing)}, which {DIGESTS_FILE} lists")
-    if extra := sorted(held - set(listed)):
-        raise InvalidArchive(f"it holds {', '.join(extra)}, which {DIGESTS_FILE} does not list")
+def _was_written(before: os.stat_result, after: os.stat_result) -> bool:
+    """A file that lost its name, as one does that is replaced, still has the content that was checked."""
+    kept = after.st_nlink == 0 or before.st_ctime_ns == after.st_ctime_ns
+    return not kept or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
+
+
+def _is_stock(held: ArchiveContent) -> bool:
+    """Whether it has a manifest and no digests, as torch-model-archiver makes archives."""
+    try:
+        return MANIFEST_FILE in (names := held.checksums()) and DIGESTS_FILE not in names
+    except InvalidArchive:
+        return False
+
+
+def _check_digests(held: ArchiveContent, entries: Mapping[str, Entry]) -> None:
+    document = held.document(DIGESTS_FILE)
+    listed = document.get("members")
+    if document.get("algorithm") != "sha256" or not isinstance(listed, dict):
+        raise InvalidArchive.of(held.path, f"{DIGESTS_FILE} is no list of SHA-256 digests")
+    members = set(entries) - {DIGESTS_FILE}
+    if missing := sorted(set(listed) - members):
+        raise InvalidArchive.of(held.path, f"it lacks {', '.join(missing)}, which {DIGESTS_FILE} lists")
+    if extra := sorted(members - set(listed)):
+        raise InvalidArchive.of(held.path, f"it holds {', '.join(extra)}, which {DIGESTS_FILE} does not list")
     for name, expected in listed.items():
-        digest, crc, size = hashlib.sha256(), 0, 0
-        for chunk in layout.content(file, entries[name]):
-            digest.update(chunk)
-            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
-        if expected != {"sha256": digest.hexdigest(), "size": size}:
-            raise InvalidArchive(f"{name!r} is not what {DIGESTS_FILE} says: it was changed or damaged")
-        if crc != entries[name].crc:
-            raise InvalidArchive(f"the checksum in the header of {name!r} is wrong: it cannot be unpacked")
+        if expected != {"sha256": entries[name].sha256, "size": entries[name].size}:
+            problem = f"{name!r} is not what {DIGESTS_FILE} says: it was changed or damaged"
+            raise InvalidArchive.of(held.path, problem)
 
 
-def _check_manifest(manifest: Mapping[str, Any]) -> Mapping[str, str]:
-    """The section `model`, which tells TorchServe what to run and what to install."""
-    model = manifest.get("model")
-    expected = {"serializedFile": SERIALIZED_FILE, "handler": HANDLER_FILE, "configFile": CONFIG_FILE}
-    if not isinstance(model, dict) or not all(isinstance(model.get(key), str) for key in ("modelName", "modelVersion")):
-        raise InvalidArchive(f"{MANIFEST_FILE} names no model and version")
+def _check_manifest(held: ArchiveContent, entries: Collection[str]) -> None:
+    """By it TorchServe chooses what to run and what to install: not one key more than `archive build` writes."""
+    manifest = held.document(MANIFEST_FILE)
     try:
-        check_name(model["modelName"], model["modelVersion"])
+        check_name(held.name, held.version)
     except InvalidName as error:
-        raise InvalidArchive(f"{MANIFEST_FILE}: {error}") from None
-    found = {key: value for key, value in model.items() if key not in ("modelName", "modelVersion")}
+        raise InvalidArchive.of(held.path, f"{MANIFEST_FILE}: {error}") from None
+    carried = [name for name in MODEL_FILES if name in entries]
+    if not carried or len(set(carried) - {RunFolder.onnx}) > 1:
+        raise InvalidArchive.of(held.path, f"it must carry one of {' and '.join(MODEL_FILES)}")
+    expected = {"serializedFile": carried[0], "handler": HANDLER_FILE, "configFile": RunFolder.config}
+    found = {key: value for key, value in held.model.items() if key not in ("modelName", "modelVersion")}
     if found != expected:
-        raise InvalidArchive(f"{MANIFEST_FILE} must make TorchServe use {expected} and nothing else, found {found}")
-    return model
-
-
-def _check_torchscript(file: BinaryIO, entry: Entry) -> None:
-    """Tell TorchScript, which is loaded as data, from other files of the same suffix, which can be pickled code."""
-    try:
-        with zipfile.ZipFile(io.BufferedReader(layout.Window(file, entry))) as model:
-            names = model.namelist()
-    except Exception:  # as in layout, zipfile raises anything on hostile files
-        names = []
-    if not any(name.endswith("/constants.pkl") for name in names) or not any("/code/" in name for name in names):
-        raise InvalidArchive(f"{entry.name!r} is not TorchScript: loading another kind of file could run code")
-
-
-def _document(file: BinaryIO, entry: Entry) -> dict[str, Any]:
-    if entry.size > _MAX_JSON_BYTES:
-        raise InvalidArchive(f"{entry.name!r} has {entry.size} bytes, more than the {_MAX_JSON_BYTES} allowed")
-    try:
-        document = json.loads(b"".join(layout.content(file, entry)))
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise InvalidArchive(f"{entry.name!r} is no JSON object")
-    return document
+        problem = f"{MANIFEST_FILE} must make TorchServe use {expected} and nothing else, found {found}"
+        raise InvalidArchive.of(held.path, problem)
+    if manifest.keys() != {"runtime", "model", "archiverVersion"}:
+        problem = (
+            f"{MANIFEST_FILE} must have runtime, model and archiverVersion, found {', '.join(map(repr, manifest))}"
+        )
+        raise InvalidArchive.of(held.path, problem)
+    if manifest["runtime"] != RUNTIME or not isinstance(manifest["archiverVersion"], str):
+        problem = f"{MANIFEST_FILE} must make TorchServe run {RUNTIME}, found {manifest['runtime']!r:.100}"
+        raise InvalidArchive.of(held.path, problem)

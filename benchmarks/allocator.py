@@ -14,9 +14,10 @@ import torch
 import typer
 from rich.progress import track
 
+from archive.run_folder import RunFolder
 from benchmarks.command_line import Run
 from benchmarks.rounds import spread
-from handler import golden, runtime
+from handler import runtime
 from handler.decoding import decode
 from handler.variants import loaders
 from train import recipe
@@ -47,8 +48,8 @@ def _measure(run: Path, batch_size: int, keep: bool) -> tuple[float, float]:
     if keep:
         runtime.keep_freed_memory()
     torch.set_num_threads(1)
-    predict = loaders(run / "model.pt", torch.device("cpu"))["fp32"]()
-    settings, encoded = recipe.load(str(run / "recipe.yaml")).input, golden.images(run / "golden")
+    predict = loaders(RunFolder(run).model, torch.device("cpu"))["fp32"]()
+    settings, encoded = recipe.load(str(RunFolder(run).recipe)).handler, RunFolder(run).read_golden_images()
     images = torch.stack([decode(encoded[index % len(encoded)], settings) for index in range(batch_size)])
     with torch.inference_mode():
         for _ in range(_WARM_UP):

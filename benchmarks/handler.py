@@ -25,24 +25,24 @@ from uuid import uuid4
 
 import torch
 import typer
-import yaml
 from PIL import Image
 from rich.progress import track
 from ts.context import Context, RequestProcessor
 from ts.protocol import otf_message_handler
 from ts.service import Service
 
-from benchmarks.command_line import Run, reports_errors
+from archive.run_folder import RunFolder
+from benchmarks.command_line import Run
+from benchmarks.errors import BenchmarkError
 from benchmarks.rounds import interleaved, spread
-from benchmarks.serving.errors import BenchmarkError
-from handler import golden
 from handler.decoding import decode, fit
 from handler.image_classifier import ImageClassifier
 from handler.settings import HandlerSettings
-from handler.variants import loaders, without_torchscript_warning
-from train import models, recipe
-from train.export import load_torchscript
-from train.recipe import ModelSection
+from handler.variants import load_torchscript, loaders, without_torchscript_warning
+from networks import models
+from networks.section import ModelSection
+from system.command_line import reports_errors
+from train import recipe
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 LARGE_PHOTOGRAPH = (4000, 3000)
@@ -61,7 +61,7 @@ def main(context: typer.Context) -> None:
 def overhead(run: Run, batch_size: int = 8, rounds: int = 50) -> None:
     """A batch through `handle`, bytes to answer, against decoding and forward alone."""
     classifier = _worker(run)
-    images = [path.read_bytes() for path in sorted((run / "golden").iterdir()) if path.suffix != ".json"]
+    images = RunFolder(run).read_golden_images()
     batch = [images[index % len(images)] for index in range(batch_size)]
 
     context = _context(run)
@@ -80,15 +80,15 @@ def overhead(run: Run, batch_size: int = 8, rounds: int = 50) -> None:
     for name, values in seconds.items():
         print(f"{name:8} ms a batch of {batch_size}  {spread([1e3 * value for value in values])}")
     pairs = list(zip(seconds["handle"], seconds["bare"], strict=True))
-    print(f"handle / bare             {spread([whole / part for whole, part in pairs])}")
-    print(f"handle - bare, µs a row   {spread([1e6 * (whole - part) / batch_size for whole, part in pairs])}")
+    print(f"handle / bare               {spread([whole / part for whole, part in pairs])}")
+    print(f"handle - bare, µs a request {spread([1e6 * (whole - part) / batch_size for whole, part in pairs])}")
 
 
 @app.command()
 def stages(run: Run, batch_size: int = 8, rounds: int = 200) -> None:
-    """A batch's way through a worker, by TorchServe's own code as well: microseconds of a row in each stage."""
+    """A batch's way through a worker, by TorchServe's own code as well: microseconds of a request in each stage."""
     classifier, context = _worker(run), _context(run)
-    message = as_sent(list(islice(cycle(golden.images(run / "golden")), batch_size)))
+    message = as_sent(list(islice(cycle(RunFolder(run).read_golden_images()), batch_size)))
     microseconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "all")}
     frontend, worker = socket.socketpair()
     with closing(frontend), closing(worker), ThreadPoolExecutor(1) as sender:
@@ -98,11 +98,14 @@ def stages(run: Run, batch_size: int = 8, rounds: int = 200) -> None:
             _, batch = otf_message_handler.retrieve_msg(worker)
             context.request_processor, data, context.request_ids = Service.retrieve_data_for_inference(batch)
             times.append(time.perf_counter())
-            rows = classifier.preprocess(data, context)
+            requests = classifier.preprocess(data, context)
             times.append(time.perf_counter())
-            probabilities = classifier.inference([image for row in rows for image in row.tensors])
+            answered = classifier.inference([image for request in requests for image in request.tensors])
             times.append(time.perf_counter())
-            bodies = classifier.postprocess(rows, classifier.label(rows, probabilities), context)
+            predictions = classifier.label(requests, answered[:, : len(classifier.class_names)])
+            marks = classifier.mark(requests, answered)
+            answers = [classifier.answer(*each) for each in zip(requests, predictions, marks, strict=True)]
+            bodies = classifier.postprocess(answers, context)
             times.append(time.perf_counter())
             otf_message_handler.create_predict_response(bodies, context.request_ids, "", 200, context)
             times.append(time.perf_counter())
@@ -110,7 +113,7 @@ def stages(run: Run, batch_size: int = 8, rounds: int = 200) -> None:
             for stage, (began, ended) in zip(STAGES, pairwise(times), strict=True):
                 microseconds[stage].append(1e6 * (ended - began) / batch_size)
             microseconds["all"].append(1e6 * (times[-1] - times[0]) / batch_size)
-    print(f"µs a row, in batches of {batch_size}")
+    print(f"µs a request, in batches of {batch_size}")
     for stage, values in microseconds.items():
         print(f"  {stage:18} {spread(values)}")
 
@@ -123,24 +126,27 @@ def as_sent(images: Sequence[bytes]) -> bytes:
 
     headers = {b"Host": b"127.0.0.1:8080", b"Authorization": b"Bearer 12345678", b"Content-Type": b"image/jpeg"}
     end, head = struct.pack("!i", -1), b"".join(field(name) + field(value) for name, value in headers.items())
-    rows = [field(str(uuid4()).encode()) + head + end + field(b"body") + field(b"") + field(i) + end for i in images]
-    return b"I" + b"".join(rows) + end
+    body = field(b"body") + field(b"")
+    requests = [field(str(uuid4()).encode()) + head + end + body + field(image) + end for image in images]
+    return b"I" + b"".join(requests) + end
 
 
 @app.command()
 def variants(run: Run, batch_size: int = 8, rounds: int = 15) -> None:
     """Each form of the model that can run here against the exported file as it is, and the one that a worker takes."""
-    model_file, settings = run / "model.pt", recipe.load(str(run / "recipe.yaml")).input
-    encoded = golden.images(run / "golden")
+    model_file, settings = RunFolder(run).model, recipe.load(str(RunFolder(run).recipe)).handler
+    encoded = RunFolder(run).read_golden_images()
     images = torch.stack([decode(encoded[index % len(encoded)], settings) for index in range(batch_size)])
     forms = {name: load() for name, load in loaders(model_file, torch.device("cpu")).items()}
     for size in sorted({1, batch_size}):
         sides = {name: partial(form, images[:size]) for name, form in forms.items()}
         with torch.inference_mode():
-            seconds = interleaved({"model.pt": partial(load_torchscript(model_file), images[:size]), **sides}, rounds)
+            seconds = interleaved(
+                {RunFolder.model: partial(load_torchscript(model_file), images[:size]), **sides}, rounds
+            )
         print(f"batches of {size}")
         for name, values in seconds.items():
-            ratios = [whole / part for whole, part in zip(seconds["model.pt"], values, strict=True)]
+            ratios = [whole / part for whole, part in zip(seconds[RunFolder.model], values, strict=True)]
             print(f"  {name:16} images/s        {spread([size / value for value in values])}")
             print(f"  {'':16} times model.pt {spread(ratios)}")
     print(f"a worker on one thread takes {_worker(run, precision='auto').variant.name}")
@@ -179,11 +185,11 @@ def _context(run: Path) -> Context:
     return Context(
         model_name=run.name,
         model_dir=str(run),
-        manifest={"model": {"serializedFile": "model.pt", "modelVersion": "1.0"}},
+        manifest={"model": {"serializedFile": RunFolder.model, "modelVersion": "1.0"}},
         batch_size=8,
         gpu=None,
         mms_version="0.12.0",
-        model_yaml_config=yaml.safe_load((run / "model-config.yaml").read_text()),
+        model_yaml_config=RunFolder(run).read_config(),
     )
 
 

@@ -25,12 +25,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.command_line import reports_errors
+from archive.run_folder import RunFolder
 from benchmarks.rounds import spread
+from dataset import labelled_images
+from dataset.labelled_images import LabelledImages
 from handler import runtime
-from train import datasets, loading, models, recipe
-from train.augmentation import augment
-from train.datasets import LabelledImages
+from networks import models
+from system.command_line import reports_errors
+from train import loading, recipe
+from train.augmentation import augment, mixing
 from train.loop import Trainer
 from train.progress import Progress
 from train.recipe import Recipe
@@ -56,8 +59,8 @@ def loader(
 ) -> None:
     """Images/s of the loader alone (augmentation included) and of the training step alone."""
     chosen = recipe.load(recipe_name, overrides or [], data)
-    loaded = datasets.load(chosen.data, chosen.input, chosen.training.seed)
-    batches = loading.batches(loaded.train, chosen.input, chosen.training, loading.Share())
+    loaded = labelled_images.load(chosen.data, chosen.handler, chosen.training.seed)
+    batches = loading.batches(loaded.train, chosen.handler, chosen.training, loading.Share())
     batch = next(batches.epoch(1))
     chunk = 20
     plain = chosen.training.model_copy(update={"augmentation": recipe.AugmentationSection(), "log_every_steps": 0})
@@ -66,9 +69,10 @@ def loader(
 
     def load() -> Iterator[int]:
         generator = torch.Generator().manual_seed(0)
+        mix = mixing(chosen.training.augmentation, len(loaded.class_names)) or (lambda *batch: batch)
         for epoch in itertools.count(1):
-            for images, _ in batches.epoch(epoch):
-                augment(images.float(), chosen.training.augmentation, generator)
+            for images, labels in batches.epoch(epoch):
+                mix(augment(images.float(), chosen.training.augmentation, generator), labels)
                 yield len(images)
 
     def step() -> Iterator[int]:
@@ -94,8 +98,8 @@ def loader(
 def tutorial(data: Data, epochs: int = 2, rounds: int = 1) -> None:
     """The recipe cnn-cifar10 against the tutorial's loop: seconds for an epoch, and accuracy on the test images."""
     chosen = recipe.load("cnn-cifar10", [f"training.epochs={epochs}", "data.val_fraction=0"], data)
-    loaded = datasets.load(chosen.data, chosen.input, chosen.training.seed)
-    test = loaded.test.decode(chosen.input)
+    loaded = labelled_images.load(chosen.data, chosen.handler, chosen.training.seed)
+    test = loaded.test.decode(chosen.handler)
     ratios = []
     for seed in range(rounds):
         torch.manual_seed(seed)
@@ -123,7 +127,7 @@ def _trainer(chosen: Recipe, count: int, num_classes: int) -> Trainer:
     network = models.build(chosen.model, chosen.input.channels, num_classes)
     # A constant schedule, so that any number of steps may be taken.
     training = chosen.training.model_copy(update={"schedule": "constant"})
-    return Trainer(fabric, network, training, count, Path("unused"))
+    return Trainer(fabric, network, training, count, RunFolder(Path("unused")))
 
 
 def _images_per_second(side: Iterator[int], seconds: float) -> float:
@@ -137,7 +141,7 @@ def _ours(chosen: Recipe, images: LabelledImages) -> tuple[float, Callable[[torc
     """Seconds for an epoch, and the trained network on float32[N,C,H,W] in 0..255."""
     trainer = _trainer(chosen, len(images), 10)
     # Neither side is charged for decoding the files, which happens once.
-    batches = loading.batches(images, chosen.input, chosen.training, loading.Share())
+    batches = loading.batches(images, chosen.handler, chosen.training, loading.Share())
     started = time.perf_counter()
     for epoch in range(1, chosen.training.epochs + 1):
         trainer.train_one_epoch(epoch, batches, Progress(QUIET, 1, 1))

@@ -23,6 +23,8 @@ class Outcome:
     prediction: Prediction | None = None
     error: str | None = None
     """Why there is no prediction."""
+    accepted: bool | None = None
+    """Whether the server accepts its answer; None where it marks none."""
 
 
 def predict(
@@ -31,7 +33,7 @@ def predict(
     """Classify images, `concurrency` at a time; one that is refused or cannot be read does not end the others.
 
     Raises:
-        ClientError: what would befall every further image too: no server, no token, no such model, no worker.
+        ClientError: an error that would hit every remaining image: no server, no token, no such model, no worker.
     """
     under_way: deque[Future[Outcome]] = deque()
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="predict")
@@ -52,6 +54,7 @@ def _predict(server: TorchServe, model: str, source: Source) -> Outcome:
     except OSError as error:
         return Outcome(source.name, error=error.strerror or str(error))
     try:
-        return Outcome(source.name, prediction=server.predict(model, image))
+        answer = server.classify(model, image)
     except RequestRefused as error:
         return Outcome(source.name, error=str(error))
+    return Outcome(source.name, prediction=answer.prediction, accepted=answer.accepted)

@@ -1,30 +1,23 @@
-"""What the commands of `python -m client` share: their options, their server, and how they report errors."""
+"""What the commands of the client and of `operate` share: their options and their server."""
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import Annotated, ParamSpec
+from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from client.errors import ClientError
-from client.torchserve import TorchServe
-
-P = ParamSpec("P")
+from client.torchserve import INFERENCE_URL, KEY_FILE, TorchServe
 
 Model = Annotated[str, typer.Argument(metavar="NAME", help="A served model: NAME or NAME/VERSION.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Timeout = Annotated[float, typer.Option("--timeout-s", help="Longest wait, in seconds.")]
 Ceiling = Annotated[
     int | None,
-    typer.Option(
-        min=0, help="Most workers that may be asked for; default: this machine's cores, and what its memory holds."
-    ),
+    typer.Option(min=0, help="Largest number of workers; default: what this machine's cores and memory allow."),
 ]
-
-INTERRUPTED = 130
 
 
 def server_of(context: typer.Context, **limits: float) -> TorchServe:
@@ -33,22 +26,26 @@ def server_of(context: typer.Context, **limits: float) -> TorchServe:
     return server
 
 
-def complain(message: object) -> None:
-    print(f"error: {message}", file=sys.stderr)
-
-
-def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Print a ClientError, or what the file system says, in one line and exit 1."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (ClientError, OSError) as error:
-            complain(error)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
-
-    return wrapper
+def connect(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(envvar="TORCHSERVE_URL", help="Inference address.")] = INFERENCE_URL,
+    management_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TORCHSERVE_MANAGEMENT_URL", help="Management address; default: the next port of the same host."
+        ),
+    ] = None,
+    key_file: Annotated[
+        Path, typer.Option(envvar="TORCHSERVE_KEY_FILE", help="The key_file.json in the server's working directory.")
+    ] = KEY_FILE,
+    certificate_authority: Annotated[
+        Path | None,
+        typer.Option(
+            "--ca", metavar="FILE", envvar="TORCHSERVE_CA", help="Certificates to trust, in PEM; default: public ones."
+        ),
+    ] = None,
+) -> None:
+    """Options before the command: where the server is, and whom to trust."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: a file's name may be no text
+    context.obj = partial(TorchServe, url, management_url, key_file, certificate_authority=certificate_authority)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import ssl
-import threading
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import requests
@@ -16,10 +13,12 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import ChunkedEncodingError, InvalidSchema, InvalidURL, MissingSchema, SSLError
 from urllib3.exceptions import NewConnectionError
 
+from client import PROGRAM
 from client.errors import (
     ClientError,
     ModelApiOff,
     ModelNotFound,
+    NoAddress,
     NotAuthorized,
     NothingListens,
     NotTorchServe,
@@ -28,12 +27,8 @@ from client.errors import (
     ServerUnreachable,
     WorkerDied,
 )
-from client.tokens import TokenKind, Tokens
+from client.tokens import Api, TokenKind, Tokens, is_refused
 
-Api = Literal["inference", "management"]
-
-# Tokens are renewed this long before they expire, or a quarter of their life where that is shorter.
-_RENEWAL_MARGIN_S, _RENEWAL_SHARE = 60.0, 0.25
 # Another client of the same server may renew a token between our reading and sending it.
 _TOKENS_TRIED = 4
 
@@ -63,16 +58,11 @@ class Connection:
         self.tokens = tokens
         self.timeout_s = timeout_s
         self.has_answered = False
-        self._session = requests.Session()
-        # A proxy of the environment would be asked for 127.0.0.1, and a .netrc would replace the token.
-        self._session.trust_env = False
         if certificate_authority is not None:
             _check_certificates(certificate_authority)
-            self._session.verify = str(certificate_authority)
+        self._session = direct_session(certificate_authority)
         self._session.mount("http://", HTTPAdapter(pool_maxsize=connections, pool_block=True))
         self._session.mount("https://", HTTPAdapter(pool_maxsize=connections, pool_block=True))
-        self._renewal = threading.Lock()
-        self._margin_s: dict[Api, float] = {}
 
     def call(
         self,
@@ -94,7 +84,7 @@ class Connection:
         for _ in range(_TOKENS_TRIED):
             token = self._fresh_token(api, timeout_s)
             response = self._send(method, self.urls[api] + path, token, data, headers, timeout_s)
-            if not _token_refused(response):
+            if not is_refused(response.status_code, response.content):
                 break
             if not self._renew(api, token, timeout_s):
                 break
@@ -111,43 +101,18 @@ class Connection:
     def _fresh_token(self, api: Api, timeout_s: float | None = None) -> str:
         """The token, renewed first where it will soon expire; other threads wait for that."""
         token = self.tokens.token(api)
-        margin_s = self._margin_s.get(api, _RENEWAL_MARGIN_S)
-        if token.expires_at is None or token.expires_at - time.time() > margin_s:
-            return token.value
-        try:
-            self._renew(api, token.value, timeout_s)
-        except ClientError:
-            # It is still valid: what is wrong will be said when it no longer is.
-            self._margin_s[api] = -math.inf
+        if self.tokens.is_due(api, token):
+            with suppress(ClientError):  # it is still valid: what is wrong will be said when it no longer is
+                self._renew(api, token.value, timeout_s)
         return self.tokens.token(api).value
 
     def _renew(self, api: Api, old: str, timeout_s: float | None = None) -> bool:
-        """Have the server write a new token into its key file, unless another thread has done so.
-
-        Returns:
-            Whether there is another token than `old` now.
-        """
-        with self._renewal:
-            if self.tokens.token(api).value != old:
-                return True
-            key = self._api_key(api)
-            renewed = self._send("GET", f"{self.urls['management']}/token?type={api}", key, timeout_s=timeout_s)
-            if _is_good(renewed):
-                self.tokens.forget_given(api)
-            token = self.tokens.token(api)
-            left_s = (token.expires_at or 0) - time.time()
-            # A clock that differs from the server's must not lead to a renewal for each call.
-            is_new = token.value != old and left_s > 0
-            self._margin_s[api] = min(_RENEWAL_MARGIN_S, _RENEWAL_SHARE * left_s) if is_new else -math.inf
-            return token.value != old
-
-    def _api_key(self, api: Api) -> str:
-        try:
-            return self.tokens.token("API").value
-        except NotAuthorized as error:
-            raise NotAuthorized(
-                f"the {api} token in {self.tokens.place(api)} is refused and cannot be renewed: {error}"
-            ) from None
+        """As `Tokens.renew`, by this server's management API."""
+        return self.tokens.renew(
+            api,
+            old,
+            lambda path, key: _is_good(self._send("GET", self.urls["management"] + path, key, timeout_s=timeout_s)),
+        )
 
     def _send(
         self,
@@ -175,7 +140,7 @@ class Connection:
         except (requests.ConnectionError, ChunkedEncodingError) as error:
             raise _unreachable(url, error) from None
         except (InvalidSchema, InvalidURL, MissingSchema):
-            raise no_address(url) from None
+            raise NoAddress(url) from None
         except requests.RequestException as error:
             # Its text may hold the token.
             raise ClientError(f"cannot ask {url}: {type(error).__name__}") from None
@@ -193,7 +158,7 @@ class Connection:
             name, message = str(body["type"]), str(body.get("message", "no reason given"))
         except (ValueError, KeyError, TypeError, AttributeError):
             name, message = response.reason or "no reason", response.text.strip()[:200] or "(empty answer)"
-        if _token_refused(response):
+        if is_refused(response.status_code, response.content):
             return NotAuthorized(
                 f"the server refuses the {api} token in {self.tokens.place(api)}, and the API key did not renew it: "
                 "it belongs to another server; point --key-file at the file in this server's working directory"
@@ -201,11 +166,12 @@ class Connection:
         if response.status_code == 401:  # an edge's; TorchServe itself says 400
             return NotAuthorized(f"401 {name}: {message} (what was sent is in {self.tokens.place(api)})")
         if name in ("ModelNotFoundException", "ModelVersionNotFoundException"):
-            return ModelNotFound(f"{message} (`python -m client models` lists what is served)")
+            return ModelNotFound(f"{message} (`{PROGRAM} models` lists what is served)")
         if response.status_code == 405 and api == "management":
             return ModelApiOff(
-                "the server does not let models be registered or removed: set enable_model_api=true in the file it "
-                "is started with, for example config/config.cpu.properties, and start it again"
+                "the server does not let models be registered or removed: start it again with "
+                "scripts/serve.sh --model-api, or with enable_model_api=true in the file it is started with, for "
+                "example config/config.cpu.properties"
             )
         # "Prediction failed" has this status as well, under another type.
         queue_full = response.status_code == 503 and name == "ServiceUnavailableException"
@@ -216,24 +182,17 @@ class Connection:
         return kind(response.status_code, name, message)
 
 
-def document(answer: requests.Response) -> Any:
-    """The JSON of a good answer.
+def direct_session(certificate_authority: Path | None = None) -> requests.Session:
+    """A session that ignores the environment: a proxy there would be asked for 127.0.0.1, and a .netrc would replace
+    the token.
 
-    Raises:
-        NotTorchServe: it is none.
+    Args:
+        certificate_authority: file of the certificates to trust, in PEM; None is those of the public authorities.
     """
-    try:
-        return answer.json()
-    except requests.JSONDecodeError:
-        raise NotTorchServe(f"{answer.url} answers, but not as TorchServe does: it sends no JSON") from None
-
-
-def no_address(url: str) -> ClientError:
-    """The error of a URL that nobody can be asked at."""
-    return ClientError(
-        f"{url} is no address of a server: --url and --management-url begin with http:// or https://, as "
-        "http://127.0.0.1:8080 does"
-    )
+    session = requests.Session()
+    session.trust_env = False
+    session.verify = str(certificate_authority) if certificate_authority else True
+    return session
 
 
 def no_tls(url: str, error: SSLError) -> ServerUnreachable:
@@ -271,8 +230,3 @@ def _check_certificates(file: Path) -> None:
 def _is_good(response: requests.Response) -> bool:
     """By `requests` a redirect, which nobody follows, would be as well."""
     return 200 <= response.status_code < 300
-
-
-def _token_refused(response: requests.Response) -> bool:
-    """TorchServe answers every token failure with 400 and this type."""
-    return response.status_code == 400 and b"InvalidKeyException" in response.content

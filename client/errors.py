@@ -1,6 +1,7 @@
 """What can go wrong between this client and a server.
 
 ClientError
+├── NoAddress           nobody can be asked at the URL
 ├── ServerUnreachable   nothing answers at the address, or not in time
 │   └── NothingListens  the connection was refused, so nobody has seen the request
 ├── NotTorchServe       what answers at the address is something else
@@ -12,23 +13,28 @@ ClientError
 ├── RequestRefused      the server understood and refused: carries its status, type and message
 │   └── WorkerDied      the worker that had the request was killed
 ├── NotReady            the model did not come up in time
-├── NotAsMeasured       a golden image got another answer than training measured, or there are none to compare with
 ├── TooManyWorkers      more workers were asked for than the ceiling allows
-├── LoadRefused         a load without bounds, or on a host that is not this one
-├── NotTunable          the model's archive or run folder cannot be varied
-├── BoundNotMet         no layout answers within the time that was asked for
-├── RolloutRefused      a new version cannot be rolled out, or was left half way
-├── EdgeUnusable        an edge cannot give a share: no file of its own, or no nginx that runs
 ├── PageUnusable        the page cannot be served, or was asked for a file that is not its own
 ├── NoImages            a folder or pattern holds no image
+├── NotCaptured         a folder holds nothing to label, or no folder could have a class's name
 └── OutputUnusable      the file for the results holds something else
 """
 
 from __future__ import annotations
 
+from system.errors import KnownError
 
-class ClientError(Exception):
-    """The base: `python -m client` prints its message in one line and exits 1."""
+
+class ClientError(KnownError):
+    """The base: a command prints its message in one line and exits 1."""
+
+
+class NoAddress(ClientError):
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"{url} is no address of a server: --url and --management-url begin with http:// or https://, as "
+            "http://127.0.0.1:8080 does"
+        )
 
 
 class ServerUnreachable(ClientError):
@@ -78,31 +84,7 @@ class NotReady(ClientError):
     pass
 
 
-class NotAsMeasured(ClientError):
-    pass
-
-
 class TooManyWorkers(ClientError):
-    pass
-
-
-class LoadRefused(ClientError):
-    pass
-
-
-class NotTunable(ClientError):
-    pass
-
-
-class BoundNotMet(ClientError):
-    pass
-
-
-class RolloutRefused(ClientError):
-    pass
-
-
-class EdgeUnusable(ClientError):
     pass
 
 
@@ -111,6 +93,10 @@ class PageUnusable(ClientError):
 
 
 class NoImages(ClientError):
+    pass
+
+
+class NotCaptured(ClientError):
     pass
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import glob
+import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.errors import NoImages
+from system import image_files
 
 STANDARD_INPUT = "-"
-_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,21 @@ class Source:
         Raises:
             OSError: it cannot be read.
         """
-        return sys.stdin.buffer.read() if self.name == STANDARD_INPUT else Path(self.name).read_bytes()
+        if self.name == STANDARD_INPUT:
+            return sys.stdin.buffer.read()
+        # Neither opening nor reading a pipe waits for who writes to it.
+        descriptor = os.open(self.name, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123  # a descriptor
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "not a file that can be read as a whole; - takes an image from a pipe")
+            return file.read()
 
 
 def expand(paths: Sequence[str]) -> list[Source]:
     """Every image that `paths` name, each once, in their order; a folder's and a pattern's in the order of names.
 
-    Folders are searched to any depth for files with an image's suffix. A single file is taken whatever its name, and
-    one that does not exist is an error when it is read.
+    Folders are searched to any depth for images (`system.image_files`), and a line on stderr says what is left out. A
+    single file is taken whatever its name, and one that does not exist is an error when it is read.
 
     Raises:
         NoImages: a folder or a pattern holds none.
@@ -56,7 +66,4 @@ def _expand(path: str) -> Iterator[str]:
 
 
 def _images_below(folder: str) -> list[str]:
-    found = sorted(str(file) for file in Path(folder).rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
-    if not found:
-        raise NoImages(f"{folder}: no image in this folder; looked for {', '.join(sorted(_SUFFIXES))}")
-    return found
+    return [str(file) for file in image_files.images_below(Path(folder), NoImages)]

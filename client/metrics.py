@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 from requests.exceptions import SSLError
 
-from client.connection import no_tls
+from client.connection import direct_session, no_tls
 from client.errors import ClientError, ServerUnreachable
 
 _OF_SERVER = ("ts_", "Requests", "QueueTime", "Memory", "GPU")
 _OF_CLASSIFIER = "classifier_"
+_OF_RAY = ("Component", "NodeAddress", "SessionName", "WorkerId", "otel_")
+"""Labels that Ray adds."""
 _TIMEOUT_S = 10.0
 # A sum, and the count that makes a mean of it; of a histogram's series the ends of their names.
 _MEANS = {
@@ -38,8 +41,9 @@ class Sample:
     @property
     def shown_labels(self) -> str:
         """Without the host, which is the same for all, and the model, which has a column of its own."""
-        hidden = ("Hostname", "hostname", "ModelName", "model_name", "Level")
-        return " ".join(f"{name}={value}" for name, value in self.labels.items() if name not in hidden)
+        hidden = ("Hostname", "hostname", "ModelName", "model_name", "Level", *_OF_RAY)
+        shown = {name: value for name, value in self.labels.items() if not name.startswith(hidden)}
+        return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def read(url: str, certificate_authority: Path | None = None) -> list[Sample]:
@@ -53,9 +57,7 @@ def read(url: str, certificate_authority: Path | None = None) -> list[Sample]:
         ClientError: what answers has no metrics in Prometheus' format.
     """
     try:
-        with requests.Session() as session:
-            session.trust_env = False
-            session.verify = str(certificate_authority) if certificate_authority else True
+        with direct_session(certificate_authority) as session:
             answer = session.get(f"{url}/metrics", timeout=_TIMEOUT_S)
     except SSLError as error:
         raise no_tls(url, error) from None
@@ -66,13 +68,24 @@ def read(url: str, certificate_authority: Path | None = None) -> list[Sample]:
             f"{url}/metrics answers {answer.status_code}: the server needs the line metrics_mode=prometheus in its "
             "configuration, as config/config.cpu.properties has it"
         )
-    return parse(answer.text)
+    try:
+        return parse(answer.text)
+    except ValueError:
+        raise ClientError(
+            f"{url}/metrics answers, but not in Prometheus' format: name the address with --metrics-url"
+        ) from None
 
 
 def parse(text: str) -> list[Sample]:
-    """The samples of Prometheus' text format, in their order."""
-    lines = re.findall(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$", text, flags=re.MULTILINE)
-    return [Sample(name, _labels(labels), float(value)) for name, labels, value in lines]
+    """The samples of Prometheus' text format, in their order, with the classifier's names as in TorchServe.
+
+    Raises:
+        ValueError: a line is none of it.
+    """
+    # By its type the parser would rename a counter such as TorchServe's Requests2XX to Requests2XX_total.
+    untyped = re.sub(r"^#.*|^ray_(?=classifier_)", "", text, flags=re.MULTILINE)
+    families = text_string_to_metric_families(untyped)
+    return [Sample(sample.name, sample.labels, float(sample.value)) for family in families for sample in family.samples]
 
 
 def interesting(samples: Iterable[Sample], model: str | None = None) -> list[Sample]:
@@ -93,7 +106,3 @@ def interesting(samples: Iterable[Sample], model: str | None = None) -> list[Sam
         elif (count := by_series.get((count_name, labels))) is not None and count.value > 0:
             rows.append(Sample(f"{name.removesuffix('_sum')}_mean", sample.labels, sample.value / count.value))
     return sorted(rows, key=lambda row: (not row.name.startswith(_OF_CLASSIFIER), row.name, row.shown_labels))
-
-
-def _labels(text: str) -> dict[str, str]:
-    return dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', text))

@@ -2,14 +2,15 @@
 
 | suffix | row |
 |---|---|
-| `.jsonl` | `{"model": ..., "file": ..., "prediction": {class: probability}}`, or `"error"` instead of `"prediction"` |
-| `.csv` | model, file, best class, its probability, all of the prediction as JSON, error |
+| `.jsonl` | `{"model": ..., "file": ..., "prediction": {class: probability}}`, or `"error"` instead of `"prediction"`;
+             where the server marks answers, `"accepted"` as well |
+| `.csv` | model, file, best class, its probability, all of the prediction as JSON, error, accepted; text that a
+           spreadsheet would run as a formula has a `'` before it |
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import IO
 
 from client.bulk import Outcome
 from client.errors import OutputUnusable
+from system.spreadsheet import cell, csv_line, one_line
 
-_COLUMNS = ["model", "file", "class", "probability", "prediction", "error"]
+_COLUMNS = ["model", "file", "class", "probability", "prediction", "error", "accepted"]
 SUFFIXES = (".jsonl", ".csv")
 
 
@@ -47,20 +49,25 @@ class Results:
         self._read()
         self._file: IO[str] = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
         if path.suffix == ".csv" and path.stat().st_size == 0:
-            self._append(_csv_line(_COLUMNS))
+            self._append(csv_line(_COLUMNS))
 
     def __contains__(self, name: str) -> bool:
-        return _one_line(name) in self.done
+        return self._name(name) in self.done
 
     def write(self, outcome: Outcome) -> None:
         """Append the image's row, so that it is there whatever happens next."""
-        name = _one_line(outcome.name)
+        name = self._name(outcome.name)
         if self.path.suffix == ".csv":
-            self._append(_csv_line(_cells(self.model, name, outcome)))
+            self._append(csv_line(_cells(cell(self.model), name, outcome)))
         else:
-            result = {"error": outcome.error} if outcome.prediction is None else {"prediction": outcome.prediction}
+            told = {"prediction": outcome.prediction, "error": outcome.error, "accepted": outcome.accepted}
+            result = {key: value for key, value in told.items() if value is not None}
             self._append(json.dumps({"model": self.model, "file": name, **result}) + "\n")
         self.done.add(name)
+
+    def _name(self, name: str) -> str:
+        """An image's as it stands in the file."""
+        return cell(name) if self.path.suffix == ".csv" else one_line(name)
 
     def close(self) -> None:
         self._file.close()
@@ -76,7 +83,7 @@ class Results:
         half = content[whole:].decode(errors="surrogateescape")
         if not half:
             return
-        expected = _csv_line(_COLUMNS if whole == 0 else [self.model, ""])
+        expected = csv_line(_COLUMNS if whole == 0 else [cell(self.model), ""])
         start = expected.rstrip("\r\n") if self.path.suffix == ".csv" else f'{{"model": {json.dumps(self.model)}, '
         if half[: len(start)] != start[: len(half)]:
             raise self._unusable(content.count(b"\n") + 1)
@@ -86,7 +93,7 @@ class Results:
         with self.path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             for number, line in enumerate(file, 1):
                 if self.path.suffix == ".csv" and number == 1:
-                    if line != _csv_line(_COLUMNS):
+                    if line != csv_line(_COLUMNS):
                         raise self._unusable(number)
                     continue
                 name, is_error = self._parse(line, number)
@@ -104,7 +111,7 @@ class Results:
             model, name, error = row["model"], str(row["file"]), row.get("error")
         except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
             raise self._unusable(number) from None
-        if model != self.model:
+        if model != (cell(self.model) if self.path.suffix == ".csv" else self.model):
             raise OutputUnusable(f"{self.path} holds results of the model {model}: name another file for {self.model}")
         return name, bool(error)
 
@@ -114,16 +121,7 @@ class Results:
 
 def _cells(model: str, name: str, outcome: Outcome) -> list[str]:
     if outcome.prediction is None:
-        return [model, name, "", "", "", _one_line(outcome.error or "")]
+        return [model, name, "", "", "", cell(outcome.error or ""), ""]
+    mark = "" if outcome.accepted is None else str(outcome.accepted).lower()
     label, probability = next(iter(outcome.prediction.items()))
-    return [model, name, _one_line(label), repr(probability), json.dumps(outcome.prediction), ""]
-
-
-def _csv_line(cells: list[str]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue()
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+    return [model, name, cell(label), repr(probability), json.dumps(outcome.prediction), "", mark]

@@ -6,22 +6,18 @@ process does. Pages that workers share count for each of them, so the room is ra
 
 from __future__ import annotations
 
-import ipaddress
-import math
-import os
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 
 from client.errors import ModelNotFound, TooManyWorkers
 from client.torchserve import TorchServe
+from system.addresses import is_here
+from system.cores import cores
+from system.printable import counted
 
 _WORKER_PROGRAM = "model_service_worker.py"
 _NO_MORE_CORES = "this machine has no more cores"
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def check(server: TorchServe, model: str, workers: int, ceiling: int | None = None, beside: bool = False) -> None:
@@ -67,35 +63,6 @@ def room_in_memory(description: dict[str, Any], available_bytes: float) -> int |
     return int(available_bytes // size_bytes) if size_bytes else None
 
 
-def is_here(url: str) -> bool:
-    """Whether the address is this machine's own, as far as it tells."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def cores() -> int:
-    """That workers on this machine share: those that this process may run on, as far as a container's quota goes."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, quota_cores(_CGROUP) or usable)
-
-
-def quota_cores(cgroup: Path) -> int | None:
-    """A container's quota of processor time in cores, rounded up; None where it has none.
-
-    Args:
-        cgroup: where the control groups of version 2 or 1 are mounted.
-    """
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        with suppress(OSError, ValueError):  # not there, or "max"
-            quota_us, period_us = map(int, " ".join((cgroup / file).read_text() for file in files).split())
-            if quota_us > 0:
-                return math.ceil(quota_us / period_us)
-    return None
-
-
 def _check_room(server: TorchServe, model: str, workers: int, beside: bool) -> None:
     if workers > cores():
         raise _too_many(workers, cores(), _NO_MORE_CORES)
@@ -105,7 +72,9 @@ def _check_room(server: TorchServe, model: str, workers: int, beside: bool) -> N
 
 
 def _too_many(workers: int, allowed: int, reason: str) -> TooManyWorkers:
-    return TooManyWorkers(f"{workers} workers are more than {allowed}, {reason}: --ceiling {workers} allows them")
+    return TooManyWorkers(
+        f"{counted(workers, 'worker')} would be more than {allowed}, {reason}: --ceiling {workers} allows them"
+    )
 
 
 def _memory_bytes(worker: dict[str, Any]) -> int:

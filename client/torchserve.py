@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-import requests
-
-from client import retries
-from client.connection import Api, Connection, document, no_address
+from client import PROGRAM, retries
 from client.errors import (
     ClientError,
     ModelNotFound,
+    NoAddress,
     NotAuthorized,
     NothingListens,
     NotReady,
+    NotTorchServe,
     NoWorkers,
     RequestRefused,
     ServerBusy,
     ServerUnreachable,
 )
-from client.tokens import Tokens
+from client.tokens import Api, Tokens
+
+if TYPE_CHECKING:
+    import requests
 
 INFERENCE_URL = "http://127.0.0.1:8080"
 KEY_FILE = Path("key_file.json")
@@ -33,7 +36,19 @@ _POLL_INTERVAL_S = 0.1
 # However little is left, a server that is on time answers a call that is made.
 _LEAST_WAIT_S = 2.0
 
+_JSON = {"Accept": "application/json"}
+
 Prediction = dict[str, float]
+_MARKS = {"true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a server makes of one image."""
+
+    prediction: Prediction
+    accepted: bool | None
+    """Whether the answer reaches the thresholds of the recipe's `serving.accept`; None where it has none."""
 
 
 @dataclass(frozen=True)
@@ -74,42 +89,73 @@ class TorchServe:
         self,
         url: str = INFERENCE_URL,
         management_url: str | None = None,
-        key_file: Path = KEY_FILE,
+        key_file: str | Path = KEY_FILE,
         timeout_s: float = 60.0,
         retry_s: float = 30.0,
         connections: int = 32,
-        certificate_authority: Path | None = None,
+        certificate_authority: str | Path | None = None,
     ) -> None:
+        from client.connection import Connection  # imports requests, which takes time that --help saves
+
         self.url = url.rstrip("/")
         self.management_url = (management_url or next_port(self.url)).rstrip("/")
-        self.key_file = key_file
+        self.key_file = Path(key_file)
+        self.tokens = Tokens(self.key_file)
         self.retry_s = retry_s
-        self.certificate_authority = certificate_authority
+        self.certificate_authority = Path(certificate_authority) if certificate_authority else None
         urls: dict[Api, str] = {"inference": self.url, "management": self.management_url}
-        self._connection = Connection(urls, Tokens(key_file), timeout_s, connections, certificate_authority)
+        self._connection = Connection(urls, self.tokens, timeout_s, connections, self.certificate_authority)
         self._have_answered: set[str] = set()
 
-    def predict(self, model: str, image: bytes, version: str | None = None, within_s: float = math.inf) -> Prediction:
-        """Classify one encoded image: the most probable classes in falling order.
+    def predict(
+        self,
+        model: str,
+        image: bytes,
+        version: str | None = None,
+        within_s: float = math.inf,
+        top_k: int | None = None,
+    ) -> Prediction:
+        """The prediction of `classify`."""
+        return self.classify(model, image, version, within_s, top_k).prediction
+
+    def classify(
+        self,
+        model: str,
+        image: bytes,
+        version: str | None = None,
+        within_s: float = math.inf,
+        top_k: int | None = None,
+    ) -> Classified:
+        """Classify one encoded image: the most probable classes in falling order, and whether they are to be believed.
 
         Args:
             within_s: longest wait in all where it is shorter than `timeout_s` and `retry_s`; a call gets two seconds.
+            top_k: how many classes to answer with; by default as many as the archive says.
 
         Raises:
             RequestRefused: the server does not take this image; `status` and the message say why.
             NoWorkers, ServerBusy: it takes none at present.
         """
-        answer: Prediction = document(self._ask("predictions", model, version, image, "application/json", within_s))
-        return answer
+        headers = {**_JSON, **({} if top_k is None else {"X-Top-K": str(top_k)})}
+        answer = self._ask("predictions", model, version, image, headers, within_s)
+        return Classified(document(answer), _MARKS.get(answer.headers.get("x-accepted", "")))
+
+    def answer(self, model: str, body: bytes, headers: Mapping[str, str], version: str | None = None) -> Any:
+        """The JSON that answers a request for a prediction in any of its forms; raises as `classify` does.
+
+        Args:
+            headers: `Content-Type` among them, unless the body is one encoded image.
+        """
+        return document(self._ask("predictions", model, version, body, {**_JSON, **headers}))
 
     def explain(self, model: str, image: bytes, version: str | None = None) -> dict[str, Any]:
-        """What in one encoded image spoke for its class, as a grid of numbers; raises as `predict` does."""
-        explanation: dict[str, Any] = document(self._ask("explanations", model, version, image, "application/json"))
+        """Which regions of one encoded image support its class, as a grid of numbers; raises as `predict` does."""
+        explanation: dict[str, Any] = document(self._ask("explanations", model, version, image, _JSON))
         return explanation
 
     def explain_as_png(self, model: str, image: bytes, version: str | None = None) -> bytes:
-        """The same as a picture: red where it speaks for the class, blue where it speaks against it."""
-        return self._ask("explanations", model, version, image, "image/png").content
+        """The same as a picture: red where the image supports the class, blue where it contradicts it."""
+        return self._ask("explanations", model, version, image, {"Accept": "image/png"}).content
 
     def models(self) -> list[str]:
         """The names of the registered models."""
@@ -140,10 +186,14 @@ class TorchServe:
         said = description.get("customizedMetadata")
         return said if isinstance(said, dict) else {}
 
+    def describe_versions(self, model: str) -> list[dict[str, Any]]:
+        """TorchServe's description of every registered version of a model."""
+        descriptions: list[dict[str, Any]] = document(self._manage("GET", _model_path(model, "all")))
+        return descriptions
+
     def versions(self, model: str) -> list[str]:
         """The registered versions of a model."""
-        descriptions: list[dict[str, Any]] = document(self._manage("GET", _model_path(model, "all")))
-        return [description["modelVersion"] for description in descriptions]
+        return [description["modelVersion"] for description in self.describe_versions(model)]
 
     def ready_workers(self, model: str) -> int:
         """How many workers have loaded the model and take requests."""
@@ -195,7 +245,7 @@ class TorchServe:
             _wait(deadline, f"{model} is not ready after {timeout_s:g} s: {awaited}")
 
     def register(self, archive: str, workers: int = 1, timeout_s: float = 120.0, model: str | None = None) -> str:
-        """Register an archive of the server's model store and wait until its workers have loaded it.
+        """Register an archive from the server's model store and wait until its workers have loaded it.
 
         Beside another version of the same model the new one waits until it is named or made the default. One that
         does not load stays registered without workers.
@@ -242,11 +292,11 @@ class TorchServe:
         return status
 
     def set_default(self, model: str, version: str) -> str:
-        """Answer requests that name no version by this one."""
+        """Make a version the default."""
         status: str = document(self._change(f"{_model_path(model, version)}/set-default"))["status"]
         return status
 
-    def inference_token(self, refused: str | None = None) -> str:
+    def token(self, api: Api = "inference", refused: str | None = None) -> str:
         """The token for requests that are sent past this object, renewed where it is about to expire.
 
         Args:
@@ -255,14 +305,20 @@ class TorchServe:
         Raises:
             NotAuthorized: there is none.
         """
-        return self._connection.token("inference", refused)
+        return self._connection.token(api, refused)
 
     def _ask(
-        self, what: str, model: str, version: str | None, image: bytes, accept: str, within_s: float = math.inf
+        self,
+        what: str,
+        model: str,
+        version: str | None,
+        image: bytes,
+        headers: Mapping[str, str],
+        within_s: float = math.inf,
     ) -> requests.Response:
         path = f"/{what}" + _model_path(model, version).removeprefix("/models")
         named = f"{model}/{version}" if version else model
-        headers = {"Content-Type": "application/octet-stream", "Accept": accept}
+        headers = {"Content-Type": "application/octet-stream", **headers}
         deadline = time.monotonic() + within_s
 
         def attempt() -> requests.Response:
@@ -300,7 +356,7 @@ class TorchServe:
         except ClientError:  # who may only predict cannot ask
             return
         if not workers:
-            raise NoWorkers(f"{model} has no worker: python -m client scale {model} 1 gives it one")
+            raise NoWorkers(f"{model} has no worker: {PROGRAM} scale {model} 1 gives it one")
 
     def _wait_s(self, within_s: float) -> float:
         """For one answer, where nobody waits longer than `within_s`."""
@@ -325,6 +381,18 @@ def _model_path(model: str, version: str | None = None) -> str:
     return f"/models/{quote(model)}" + (f"/{quote(version, safe='')}" if version else "")
 
 
+def document(answer: requests.Response) -> Any:
+    """The JSON of a good answer.
+
+    Raises:
+        NotTorchServe: it is none.
+    """
+    try:
+        return answer.json()
+    except ValueError:
+        raise NotTorchServe(f"{answer.url} answers, but not as TorchServe does: it sends no JSON") from None
+
+
 def next_port(url: str) -> str:
     """The address with the port after this one's, where TorchServe has its next API by default.
 
@@ -335,7 +403,7 @@ def next_port(url: str) -> str:
         parts = urlsplit(url)
         if host := parts.hostname:
             return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{(parts.port or 80) + 1}"
-    raise no_address(url)
+    raise NoAddress(url)
 
 
 def _wait(deadline: float, message: str) -> None:

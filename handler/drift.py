@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
+from handler.files import LABELS_FILE
 from handler.settings import describe_errors
 
-REFERENCE_FILE = "reference.json"
 CONFIDENCE_BINS = 10
 
 
@@ -69,11 +69,11 @@ class Reference(BaseModel):
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise InvalidReference(f"{path.name}: {describe_errors(error)}") from None
+            raise InvalidReference(f"{path.name}: {describe_errors(error, cls)}") from None
         except (OSError, ValueError) as error:
             raise InvalidReference(f"{path.name} cannot be read: {error}") from error
         if differing := reference.classes.keys() ^ set(class_names):
-            raise InvalidReference(f"{path.name} and index_to_name.json differ in the classes {sorted(differing)}")
+            raise InvalidReference(f"{path.name} and {LABELS_FILE} differ in the classes {sorted(differing)}")
         return reference
 
 

@@ -1,4 +1,4 @@
-"""Why the model answered as it did: which parts of one image spoke for the class, by Captum.
+"""Why the model answered as it did: which regions of one image support the class, by Captum.
 
 Integrated Gradients (Sundararajan, Taly and Yan 2017, https://arxiv.org/abs/1703.01365) from a black image to this one,
 on the logit of the class, so it works for every network. The path has as many steps as fit into the time that is
@@ -29,17 +29,17 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Explanation:
-    """What spoke for one class in one image."""
+    """Which regions of one image support one class."""
 
     grid: torch.Tensor
-    """float32[G,G] in -1..1: the share of each cell in the logit, positive where it speaks for the class."""
+    """float32[G,G] in -1..1: the share of each cell in the logit, positive where it supports the class."""
     steps: int
     convergence_delta: float
     """Sum of the attributions minus the change of the logit; near 0 where there were enough steps."""
 
-    def document(self, answer: dict[str, float]) -> dict[str, Any]:
-        """The JSON answer; `answer` holds the explained class first."""
-        label, probability = next(iter(answer.items()))
+    def document(self, prediction: dict[str, float]) -> dict[str, Any]:
+        """The JSON answer; `prediction` holds the explained class first."""
+        label, probability = next(iter(prediction.items()))
         return {
             "class": label,
             "probability": probability,
@@ -50,7 +50,7 @@ class Explanation:
         }
 
     def png(self, pixels: torch.Tensor) -> bytes:
-        """The image, uint8[C,H,W], tinted red where it speaks for the class and blue where it speaks against it."""
+        """The image, uint8[C,H,W], tinted red where it supports the class and blue where it contradicts it."""
         image = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
         side = max(_PICTURE_SIDE, image.width)
         # Small images keep their pixels visible.

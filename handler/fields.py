@@ -1,46 +1,37 @@
-"""Mends what TorchServe makes of a request with several fields, before it does.
+"""The fields of one request that count, under names of their own: its images, and `top_k`.
 
-Its worker puts the fields of a request into a dict: of equal names, as `curl -F image=@a -F image=@b` sends them, the
-last would stay alone. And text of a form and what stands behind the `?` of a URL come as files do, but for the content
-type: the frontend gives every file one, and these none.
+A parameter is what an engine made of a form's part, of a URL's parameter or of the raw body:
+`{"name": ..., "value": ..., "contentType": ...}`. A file has a content type; text has none.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ts.service import Service
+RAW_BODY = "body"
+"""TorchServe's name for the one field of a request that is no form."""
+TOP_K_FIELD = "top_k"
 
-from handler.rows import TOP_K_FIELD
-
-_RAW_BODY = "body"
-
-
-def mend() -> None:
-    """Let this process's TorchServe see every image of a request, and nothing else in the place of one."""
-    retrieve = Service.retrieve_data_for_inference
-
-    def mended(batch: list[dict[str, Any]]) -> Any:
-        for request in batch:
-            if len(request["parameters"]) > 1:
-                request["parameters"] = _told_apart(_images(request["parameters"]))
-        return retrieve(batch)
-
-    Service.retrieve_data_for_inference = staticmethod(mended)
+Parameters = list[dict[str, Any]]
 
 
-def _images(parameters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def chosen(parameters: Parameters) -> Parameters:
+    """Of several, every image of the request, each under a name of its own, and `top_k`."""
+    return _with_unique_names(_images(parameters)) if len(parameters) > 1 else parameters
+
+
+def _images(parameters: Parameters) -> Parameters:
     """Files, the raw body and `top_k`; where there is neither file nor body, as from gRPC, all that was sent."""
-    images = [each for each in parameters if each["contentType"] or each["name"] in (_RAW_BODY, TOP_K_FIELD)]
+    images = [each for each in parameters if each["contentType"] or each["name"] in (RAW_BODY, TOP_K_FIELD)]
     return images if any(each["name"] != TOP_K_FIELD for each in images) else parameters
 
 
-def _told_apart(parameters: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Names that came before get the number of their place, but for `top_k`, whose last value counts."""
+def _with_unique_names(parameters: Parameters) -> Parameters:
+    """Append its position to a name that came before; of `top_k` the last value counts."""
     seen: set[str] = set()
-    for place, parameter in enumerate(parameters):
+    for position, parameter in enumerate(parameters):
         while parameter["name"] in seen:
-            parameter["name"] += f" {place}"
+            parameter["name"] += f" {position}"
         if parameter["name"] != TOP_K_FIELD:
             seen.add(parameter["name"])
     return parameters

@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 DIGESTS_FILE = "digests.json"
 
@@ -21,13 +20,11 @@ class Identity:
     """The first 12 digits of the SHA-256 of the archive's list of digests or, without one, of the model."""
 
     @classmethod
-    def of(cls, context: Any) -> Identity:
-        """The identity of the model that TorchServe's `context` describes."""
-        model, folder = context.manifest["model"], Path(context.system_properties["model_dir"])
-        digests = folder / DIGESTS_FILE
-        content = (digests if digests.exists() else folder / model["serializedFile"]).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()[:12]
-        return cls(str(context.model_name), str(model.get("modelVersion", "")), digest)
+    def of(cls, name: str, version: str, model_file: Path) -> Identity:
+        """The identity of a model, with its digests beside it if it is an archive's."""
+        digests = model_file.with_name(DIGESTS_FILE)
+        content = (digests if digests.exists() else model_file).read_bytes()
+        return cls(name, version, hashlib.sha256(content).hexdigest()[:12])
 
     @cached_property
     def headers(self) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""What a worker counts and measures, told through TorchServe's metrics API; docs/metrics.md says what each means.
+"""What a worker counts and measures, told through its engine's metrics API; docs/monitoring.md says what each means.
 
-Every figure is a line in the worker's output that TorchServe parses and writes to its logs. Figures are therefore
+In TorchServe every figure is a line in the worker's output that it parses and writes to its logs. Figures are therefore
 gathered and told every few seconds, by a timer and not by the next batch, so that the last ones before a pause arrive
 as well and no request waits for them.
 """
@@ -13,19 +13,17 @@ import re
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
-from ts.metrics.metric_cache_errors import MetricsCacheKeyError
-from ts.metrics.metric_type_enum import MetricTypes
 
 from handler import drift
-from handler.errors import RequestError
+from handler.files import REFERENCE_FILE
 from handler.identity import Identity
-from handler.rows import Row
+from handler.request import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -40,44 +38,56 @@ OTHER = "other"
 STAGES = ("decode", "forward", "total")
 QUANTILES = (0.5, 0.9, 0.99)
 DECLARED = {
-    MetricTypes.COUNTER: (
+    "counter": (
         "classifier_batches_total",
         "classifier_requests_total",
         "classifier_refusals_total",
         "classifier_predictions_total",
+        "classifier_accepted_total",
     ),
-    MetricTypes.GAUGE: (
+    "gauge": (
         "classifier_info",
         "classifier_stage_quantile_seconds",
         "classifier_confidence_mean",
         "classifier_confidence_psi",
         "classifier_classes_psi",
+        "classifier_accepted_psi",
     ),
-    MetricTypes.HISTOGRAM: ("classifier_stage_seconds",),
+    "histogram": ("classifier_stage_seconds",),
 }
 
 
+class Metric(Protocol):
+    """One figure of an engine's metrics API."""
+
+    def add_or_update(self, value: float, dimension_values: list[str]) -> object:
+        """Count, set or observe it; the dimensions are in the order of metrics.yaml."""
+
+
 class Metrics:
-    """Gathers the figures of one worker. Where TorchServe gives no metrics to tell them to, it does nothing."""
+    """Gathers the figures of one worker. Where its engine takes none, it does nothing."""
 
     def __init__(
         self,
-        cache: Any,
+        declared: Mapping[str, Metric],
         model_name: str,
         version: str,
         class_names: Sequence[str],
         reference: drift.Reference | None = None,
         interval_s: float = INTERVAL_S,
+        accepted: Sequence[int] | None = None,
     ) -> None:
         """Args:
-        cache: TorchServe's `context.metrics`, or None.
+        declared: each name of `DECLARED` → the engine's metric, or nothing.
         class_names: in the order of the model's outputs.
         reference: what training measured; None gives no drift figures.
+        accepted: how many of the images that chose the thresholds are accepted, and how many are not; None where
+            nothing is marked.
         """
-        self._metrics = _find_declared(cache)
+        self._metrics = declared
         self._model = (model_name, version)
         self._groups = class_groups(class_names, reference)
-        self._reference = reference
+        self._reference, self._accepted = reference, accepted
         self._reference_mix: Counter[str] = Counter()
         for name, group in zip(class_names, self._groups, strict=True):
             self._reference_mix[group] += reference.classes[name] if reference else 0
@@ -87,40 +97,52 @@ class Metrics:
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._times: deque[tuple[float, ...]] = deque(maxlen=WINDOW)
         self._answers: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+        self._marks: deque[bool] = deque(maxlen=WINDOW)
 
     @classmethod
-    def of_worker(cls, context: Any, identity: Identity, class_names: Sequence[str], variant: str) -> Metrics:
-        """The metrics of the worker that `context` describes; tells at once which model and variant it serves.
+    def of_worker(
+        cls,
+        declared: Mapping[str, Metric],
+        folder: Path,
+        identity: Identity,
+        class_names: Sequence[str],
+        variant: str,
+        accepted: Sequence[int] | None = None,
+    ) -> Metrics:
+        """The metrics of the worker that serves the model in `folder`; tells at once which model and variant it is.
 
         Raises:
             InvalidReference: the archive's `reference.json` is not this model's.
         """
-        folder = Path(context.system_properties["model_dir"])
-        reference = drift.Reference.read(folder / drift.REFERENCE_FILE, class_names)
-        metrics = cls(context.metrics, identity.name, identity.version, class_names, reference)
+        reference = drift.Reference.read(folder / REFERENCE_FILE, class_names)
+        metrics = cls(declared, identity.name, identity.version, class_names, reference, accepted=accepted)
         metrics._tell("classifier_info", 1, identity.digest, variant)
         return metrics
 
     def batch(
-        self, rows: Sequence[Row], probabilities: torch.Tensor, started: float, decoded: float, forwarded: float
+        self, answers: Sequence[Answer], probabilities: torch.Tensor, started: float, decoded: float, forwarded: float
     ) -> None:
         """Count a batch that has just been answered.
 
         Args:
-            probabilities: float32[N,K] on the CPU, for the images of all rows.
+            probabilities: float32[N,K] on the CPU, for the images of all requests.
             started, decoded, forwarded: `time.perf_counter()` before decoding, after it, and after the model.
         """
         if not self._metrics:
             return
         seconds = (decoded - started, forwarded - decoded, time.perf_counter() - started)
         # NumPy: torch would wake its threads for this little.
-        answers = probabilities.numpy()
-        indices, confidence = answers.argmax(1).tolist(), answers.max(1).tolist()
+        predicted = probabilities.numpy()
+        indices, confidence = predicted.argmax(1).tolist(), predicted.max(1).tolist()
         with self._lock:
             self._counts["classifier_batches_total",] += 1
-            self._counts["classifier_requests_total",] += len(rows)
-            self._counts.update(("classifier_refusals_total", str(code)) for code in _refused(rows))
+            self._counts["classifier_requests_total",] += len(answers)
+            errors = (error for answer in answers for error in answer.errors)
+            self._counts.update(("classifier_refusals_total", str(error.code)) for error in errors)
             self._counts.update(("classifier_predictions_total", self._groups[index]) for index in indices)
+            marks = [mark for answer in answers for mark in answer.accepted if mark is not None]
+            self._counts.update(("classifier_accepted_total", str(mark).lower()) for mark in marks)
+            self._marks.extend(marks)
             self._times.append(seconds)
             self._answers.extend(zip(indices, confidence, strict=True))
             if self._timer is None:
@@ -135,9 +157,12 @@ class Metrics:
                 self._timer.cancel()
                 self._timer = None
             counts, self._counts = self._counts, Counter()
-            times, answers = list(self._times), list(self._answers)
+            times, answers, marks = list(self._times), list(self._answers), list(self._marks)
         self._tell_times(times, counts["classifier_batches_total",])
         self._tell_answers(answers)
+        if self._accepted is not None and len(marks) >= FEWEST_ANSWERS_FOR_DRIFT:
+            counts_now = (marks.count(True), marks.count(False))
+            self._tell("classifier_accepted_psi", drift.population_stability_index(self._accepted, counts_now))
         for (name, *dimensions), count in counts.items():
             self._tell(name, count, *dimensions)
 
@@ -181,25 +206,6 @@ def class_groups(class_names: Sequence[str], reference: drift.Reference | None) 
     counts = reference.classes if reference else {}
     named = set(sorted(class_names, key=lambda name: -counts.get(name, 0))[:NAMED_CLASSES])
     return [name if name in named else OTHER for name in class_names]
-
-
-def _find_declared(cache: Any) -> dict[str, Any]:
-    """Name → TorchServe's metric; empty, with a warning, where its metrics.yaml is not ours."""
-    if cache is None:
-        return {}
-    try:
-        return {name: cache.get_metric(name, kind) for kind, names in DECLARED.items() for name in names}
-    except MetricsCacheKeyError as error:
-        logger.warning("No metrics of the classifier: set metrics_config to this project's metrics.yaml (%s)", error)
-        return {}
-
-
-def _refused(rows: Sequence[Row]) -> list[int]:
-    """The status of every error in the answers: of a whole request, or of one image among several."""
-    errors = []
-    for row in rows:
-        errors += [row.refusal] if row.refusal else [image for image in row.images if isinstance(image, RequestError)]
-    return [error.code for error in errors]
 
 
 def _label(text: str) -> str:

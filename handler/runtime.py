@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import math
-import os
+import gc
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+
+from system.cores import cores
 
 T = TypeVar("T")
 
@@ -36,6 +37,18 @@ def keep_freed_memory() -> None:
         mallopt(_M_TOP_PAD, 64 << 20)
 
 
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Parse JSON within: looking for garbage again and again among millions of new lists takes most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def share_cores(workers: int | None, threads: int | None = None) -> int:
     """Give this process its share of the cores as torch threads, and return how many.
 
@@ -49,23 +62,6 @@ def share_cores(workers: int | None, threads: int | None = None) -> int:
     threads = min(threads, allowed) if threads else max(1, allowed // (workers or allowed))
     torch.set_num_threads(threads)
     return threads
-
-
-def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """How many cores this process may use: those it is bound to, or fewer where a container's quota allows less.
-
-    Args:
-        cgroup: the container's control group, of version 2 or 1.
-    """
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            quota, period = map(int, " ".join((cgroup / file).read_text() for file in files).split())
-        except (OSError, ValueError):  # another version, or no quota: "max"
-            continue
-        if quota > 0:
-            bound = min(bound, math.ceil(quota / period))
-    return bound
 
 
 def settle_threads(call: Callable[[], object]) -> None:

@@ -3,7 +3,7 @@
 # Usage: scripts/lock.sh [--upgrade-package NAME]...
 set -euo pipefail
 cd "$(dirname "$0")/.."
-uv=(uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes
+uv=(uv pip compile pyproject.toml --extra server --universal --python-version 3.10 --generate-hashes
     --no-annotate --no-header --quiet)
 if ! command -v uv >/dev/null; then
     echo "error: uv is needed to resolve: pip install uv" >&2

@@ -20,7 +20,7 @@ scripts/setup.sh
 
 [[ -d runs/$model ]] || $python -m train $model
 [[ -f model_store/$model.mar ]] || scripts/archive.sh runs/$model
-if ! $python -m client ready $model --timeout-s 0 2>/dev/null; then
+if ! $python -m operate ready $model --timeout-s 0 2>/dev/null; then
     device=cpu
     nvidia-smi --list-gpus >/dev/null 2>&1 && device=gpu
     scripts/serve.sh $device "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Harm real servers for as long as docs/reliability.md states, and write what was seen there. Takes an hour, wants root.
 # Usage: scripts/torture.sh [PYTEST OPTION]...      for example: scripts/torture.sh -k soak
-#        TORTURE=short scripts/torture.sh           in minutes, as scripts/test.sh does
+#        TORTURE=short scripts/torture.sh           in minutes, as scripts/test.sh --all does
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh --dev

@@ -51,6 +51,10 @@ class ServerConfig:
             values[key] = str(port) if known.kind == "port" else address
         return self._with(values)
 
+    def with_model_api(self) -> ServerConfig:
+        """The same configuration, by which models can be registered and removed."""
+        return self._with({"enable_model_api": "true"})
+
     def with_absolute_paths(self) -> ServerConfig:
         """The same configuration for a server that runs in another directory than the project's root.
 
@@ -67,6 +71,14 @@ class ServerConfig:
             )
         # JSON escapes what Java's properties need escaped: the backslash, and all that is not ASCII.
         return self._with({"metrics_config": json.dumps(str(path))[1:-1]})
+
+    def without_variables_in_workers(self) -> ServerConfig:
+        """The same configuration, by which workers get no variable that it reads: one may be a password."""
+        if not self.properties.variables:
+            return self
+        given = self.properties.get("blacklist_env_vars")
+        names = "|".join(sorted(self.properties.variables))
+        return self._with({"blacklist_env_vars": f"{given}|{names}" if given else names})
 
     def _with(self, values: Mapping[str, str]) -> ServerConfig:
         """These values instead, in lines of their own: of two equal keys TorchServe takes the last."""

@@ -1,22 +1,22 @@
 """Let a server finish what it has taken before it is stopped: TorchServe itself cuts every open connection.
 
-It cannot be told to take no more requests. So first whoever sends them is told, by the file `logs/ready` that goes, and
-served until no more come. If they go on coming, the inference token is exchanged and its file removed: what comes
-later is refused in order (400), and what was taken before is finished.
+TorchServe has no way to refuse new requests only. So first the file `logs/ready` is removed, for load balancers, and
+requests are served until no more come. If they continue, the inference token is exchanged and its file removed: later
+requests are refused in order (400), and accepted ones are finished.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
-import requests
 
+from client import metrics
+from client.errors import ClientError, ServerUnreachable
+from client.torchserve import TorchServe
 from server import processes
 
 FINISH_TIMEOUT_S = 30.0
@@ -24,7 +24,6 @@ FINISH_TIMEOUT_S = 30.0
 _WINDOW_S = 1.0
 _IDLE_S = 0.05
 """Processor time that workers spend in a window without any request, telling their metrics."""
-_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,12 @@ class Activity:
 
 
 class Drain:
-    """The last calls to a server; its tokens are kept here, since their file goes."""
+    """The last calls to a server."""
 
-    def __init__(self, run_dir: Path, management_url: str, metrics_url: str) -> None:
+    def __init__(self, run_dir: Path, server: TorchServe, metrics_url: str) -> None:
         self.run_dir = run_dir
-        self.management_url = management_url
+        self.server = server
         self.metrics_url = metrics_url
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._keys = self._read_keys()
-        self._renew("management")
 
     def finish(self, timeout_s: float) -> bool:
         """Wait until no request comes any more, at most `timeout_s`; then refuse new ones and finish the others.
@@ -76,26 +71,37 @@ class Drain:
                 if now.is_still_after(earlier):
                     return True
                 earlier = now
-        except requests.RequestException:
+        except ClientError:
             return processes.find(self.run_dir) is None
         return False
 
     def activity(self) -> Activity:
         """Raises:
-        requests.RequestException: the server does not answer.
+        ClientError: the server does not answer.
         """
-        metrics = self._session.get(f"{self.metrics_url}/metrics", timeout=_TIMEOUT_S).text
-        counted = re.findall(r"^ts_inference_requests_total\{.*\} (\S+)$", metrics, flags=re.MULTILINE)
         waiting = 0
-        for model in self._management("/models?limit=1000").get("models", []):
-            for version in self._management(f"/models/{model['modelName']}/all"):
+        for model in self.server.models():
+            for version in self.server.describe_versions(model):
                 waiting += version.get("jobQueueStatus", {}).get("pendingRequests", 0)
-        return Activity(sum(map(float, counted)), waiting, self._busy_s())
+        return Activity(self._requests(), waiting, self._busy_s())
+
+    def _requests(self) -> float:
+        """How many the server has counted; 0 where it counts none, without metrics_mode=prometheus."""
+        try:
+            samples = metrics.read(self.metrics_url)
+        except ServerUnreachable:
+            raise
+        except ClientError:
+            return 0
+        return sum(sample.value for sample in samples if sample.name == "ts_inference_requests_total")
 
     def refuse_requests(self) -> None:
         """Make every inference token that a client may have invalid, and take the file from which it would get a new
         one; requests that were taken are not touched."""
-        self._renew("inference")
+        with suppress(ClientError):
+            self.server.token("management")  # renewed where it would not outlive the drain
+            self.server.tokens.keep("management")
+            self.server.token(refused=self.server.token())
         (self.run_dir / "key_file.json").unlink(missing_ok=True)
 
     def _busy_s(self) -> float:
@@ -107,31 +113,3 @@ class Drain:
                 continue
             total += times.user + times.system
         return total
-
-    def _management(self, path: str) -> Any:
-        answer = self._session.get(
-            self.management_url + path, headers=_bearer(self._keys.get("management")), timeout=_TIMEOUT_S
-        )
-        answer.raise_for_status()
-        return answer.json()
-
-    def _renew(self, kind: str) -> None:
-        """Have TorchServe exchange a token, which it writes into its file."""
-        url = f"{self.management_url}/token?type={kind}"
-        try:
-            self._session.get(url, headers=_bearer(self._keys.get("API")), timeout=_TIMEOUT_S)
-        except requests.RequestException:
-            return
-        self._keys = self._read_keys() or self._keys
-
-    def _read_keys(self) -> dict[str, str]:
-        """The tokens by their kind; none where there is no such file, as with tokens switched off."""
-        try:
-            document = json.loads((self.run_dir / "key_file.json").read_text(encoding="utf-8"))
-            return {kind: entry["key"] for kind, entry in document.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
-
-
-def _bearer(token: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"} if token else {}

@@ -7,8 +7,12 @@ ServerError
 └── StartFailed     TorchServe ended, a model did not become ready, or it died too often
 """
 
+from __future__ import annotations
 
-class ServerError(Exception):
+from system.errors import KnownError
+
+
+class ServerError(KnownError):
     """The base: `python -m server` prints its message in one line and exits 1."""
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from handler import torchserve_defaults
+
 Kind = Literal["boolean", "integer", "number", "port", "address", "host", "choice", "json", "text"]
 
 EXPECTED: dict[Kind, str] = {
@@ -43,6 +45,7 @@ class Key:
 _NO = Key("boolean", "false")
 _YES = Key("boolean", "true")
 _UNSET = Key("text")
+_TIMEOUT = Key("integer", str(torchserve_defaults.TIMEOUT_S))
 _FOREVER = Key("integer", str(2**63 - 1))
 
 # The keys that open a port, in the order in which --port N counts them.
@@ -87,9 +90,9 @@ KEYS = PORT_KEYS | {
     "model_snapshot": _UNSET,
     "default_workers_per_model": Key("integer", "0"),
     "number_of_gpu": Key("integer"),
-    "default_response_timeout": Key("integer", "120"),
-    "default_startup_timeout": Key("integer", "120"),
-    "unregister_model_timeout": Key("integer", "120"),
+    "default_response_timeout": _TIMEOUT,
+    "default_startup_timeout": _TIMEOUT,
+    "unregister_model_timeout": _TIMEOUT,
     "default_service_handler": _UNSET,
     "service_envelope": _UNSET,
     "initial_worker_port": Key("port", "9000"),
@@ -102,7 +105,7 @@ KEYS = PORT_KEYS | {
     # requests
     "max_request_size": Key("integer", "6553500"),
     "max_response_size": Key("integer", "6553500"),
-    "job_queue_size": Key("integer", "100"),
+    "job_queue_size": Key("integer", str(torchserve_defaults.JOB_QUEUE_SIZE)),
     "limit_max_image_pixels": _YES,
     "decode_input_request": _YES,
     "ts_open_inference_protocol": _NO,
@@ -145,21 +148,6 @@ MODEL_KEYS: dict[str, Kind] = {
     "runtimeType": "text",
 }
 """Of each version in `models={"NAME": {"VERSION": {...}}}`."""
-
-REGISTER_KEYS: dict[str, Kind] = {
-    "url": "text",
-    "model_name": "text",
-    "handler": "text",
-    "runtime": "text",
-    "batch_size": "integer",
-    "max_batch_delay": "integer",
-    "initial_workers": "integer",
-    "response_timeout": "integer",
-    "startup_timeout": "integer",
-    "synchronous": "boolean",
-    "s3_sse_kms": "boolean",
-}
-"""Of `POST /models?KEY=VALUE&...`."""
 
 CONFIG_KEYS = (
     "minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "deviceType",

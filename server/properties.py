@@ -6,7 +6,6 @@ last counts, here as there. Each refusal names file, line, key, and what was exp
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from server.errors import ConfigError
 from server.keys import EXPECTED, KEYS, MODEL_KEYS, PORT_KEYS, Key, Kind, variable
+from system.addresses import is_loopback
 
 _VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
 _LARGEST = 2**31 - 1
@@ -40,6 +40,8 @@ class Properties:
 
     values: dict[str, Value]
     refusals: list[str]
+    variables: frozenset[str] = frozenset()
+    """The environment's, from which it has values."""
 
     def get(self, key: str) -> str | None:
         """The effective value: the environment's, the file's, or TorchServe's default."""
@@ -54,7 +56,7 @@ class Properties:
         """
         if self.refusals:
             first, *others = self.refusals
-            more = f" (and {len(others)} more: python -m client config FILE shows them all)" if others else ""
+            more = f" (and {len(others)} more: python -m server config FILE shows them all)" if others else ""
             raise ConfigError(first + more)
 
 
@@ -74,20 +76,24 @@ def parse(text: str, name: str) -> Properties:
     """The values in `text`, a file called `name`, with those of the environment where the file asks for them."""
     values: dict[str, Value] = {}
     refusals: list[str] = []
+    variables: set[str] = set()
     for number, line in _logical_lines(text):
         where = f"{name}:{number}"
         key, equals, value = line.partition("=")
         if problem := _line_problem(line, key, equals):
             refusals.append(f"{where}: {problem}")
         if equals and key.strip() in KEYS:
+            variables.update(_VARIABLE.findall(value))
             resolved = _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), value.strip())
             values[key.strip()] = Value(resolved, where)
-    properties = Properties(values, refusals)
-    if properties.is_true("enable_envvars_config"):
+    if Properties(values, refusals).is_true("enable_envvars_config"):
         found = {key: os.environ[variable(key)] for key in KEYS if variable(key) in os.environ}
         values |= {key: Value(value, f"environment {variable(key)}") for key, value in found.items()}
+        variables.update(map(variable, found))
     refusals += [f"{value.where}: {wrong}" for key, value in values.items() if (wrong := _type_problem(key, value))]
-    refusals += [*_open_without_tokens(properties), *_equal_ports(properties), *_models(properties)]
+    properties = Properties(values, refusals, frozenset(variables))
+    for check in (_without_tokens, _cors, _equal_ports, _models):
+        refusals += check(properties)
     return properties
 
 
@@ -182,25 +188,30 @@ def port_of(key: str, text: str) -> int:
     return int(default.rpartition(":")[2]) if default else 0
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to an interface of that name."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _open_without_tokens(properties: Properties) -> Iterator[str]:
+def _without_tokens(properties: Properties) -> Iterator[str]:
     if not properties.is_true("disable_token_authorization"):
         return
+    line = f"{properties.values['disable_token_authorization'].where}: disable_token_authorization=true"
+    is_open = False
     for key in _INTERFACE_KEYS:
         text = properties.get(key) or ""
         host = text if KEYS[key].kind == "host" else urlsplit(text).hostname
         if host and not is_loopback(host):
-            where = properties.values["disable_token_authorization"].where
+            is_open = True
             yield (
-                f"{where}: disable_token_authorization=true while {properties.values[key].where} has {key}={text}: "
+                f"{line} while {properties.values[key].where} has {key}={text}: "
                 "anyone who reaches the port could use it; expected 127.0.0.1, or tokens left on"
+            )
+    if not is_open:
+        yield f"{line}: our start, client and edge go by tokens; expected false, or no such line"
+
+
+def _cors(properties: Properties) -> Iterator[str]:
+    for key, value in properties.values.items():
+        if key.startswith("cors_") and value.text:
+            yield (
+                f"{value.where}: {key}: TorchServe wants a token with a browser's OPTIONS, which has none; expected no "
+                "such line: the edge answers pages of other origins (cors.conf, docs/edge.md)"
             )
 
 

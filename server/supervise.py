@@ -2,9 +2,9 @@
 
     python -m server start cpu --foreground
 
-ends on SIGTERM, SIGINT (Ctrl-C) or SIGHUP with 0, and on a second one at once, but for those that whoever starts it has
-ignored, as nohup does SIGHUP. While every model has a ready worker there is the file `logs/ready` in the run directory:
-it is looked at every two seconds.
+ends on SIGTERM, SIGINT (Ctrl-C) or SIGHUP with 0, and on a second one at once; a signal that was ignored at the start,
+as by nohup, stays ignored. The file `logs/ready` in the run directory exists while every model has a ready worker; this
+is checked every two seconds.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from client import interrupts
 from client.errors import ClientError, ModelNotFound
 from client.torchserve import TorchServe
 from server import launch, processes
 from server.drain import Drain
+from server.environment import LogFormat
 from server.errors import ServerError, StartFailed
-from server.launch import LogFormat, RunningServer
+from server.launch import RunningServer
+from system import signals
+from system.printable import printable
 
 MAX_FAILURES = 5
 """In a row, after which it is given up."""
@@ -70,14 +72,14 @@ class Supervisor:
             ServerError: it could not be started, or died too often; nothing of it is left running.
         """
         launch.refuse_a_second(self.run_dir)  # what is cleared at the end would be another's
-        interrupts.catch(_raise_stop)
+        signals.catch(_raise_stop)
         self.ready_file.unlink(missing_ok=True)  # of a supervisor that was killed
         try:
             self._serve()
         except _Stop:
             self._finish()
         finally:
-            for number in interrupts.INTERRUPTS:
+            for number in signals.INTERRUPTS:
                 signal.signal(number, signal.SIG_IGN)
             self.ready_file.unlink(missing_ok=True)
             processes.clear(self.run_dir)
@@ -127,7 +129,7 @@ class Supervisor:
                 next_look = time.monotonic() + _READY_INTERVAL_S
 
     def _look(self, client: TorchServe, models: Iterable[str]) -> None:
-        """Have the file say whether every model that was started has a ready worker, but for those since removed."""
+        """Create the file if every model that was started, and not removed since, has a ready worker."""
         try:
             for model in models:
                 with suppress(ModelNotFound):
@@ -148,7 +150,7 @@ class Supervisor:
             return
         self.say(f"stopping: no longer ready, serving until no request comes, at most {self.drain_timeout_s:g} s")
         try:
-            drain = Drain(self.run_dir, self.server.management_url, self.server.metrics_url)
+            drain = Drain(self.run_dir, self.server.client(_ANSWER_TIMEOUT_S), self.server.metrics_url)
             finished = drain.finish(self.drain_timeout_s)
         except _Stop:
             finished = False
@@ -169,7 +171,7 @@ class Supervisor:
             print(json.dumps(fields), flush=True)
         else:
             time_text = now.replace(tzinfo=None).isoformat(timespec="milliseconds").replace(".", ",")
-            print(f"{time_text} [INFO ] main supervisor - {message}", flush=True)
+            print(f"{time_text} [INFO ] main supervisor - {printable(message)}", flush=True)
 
 
 def _raise_stop(number: int, frame: FrameType | None) -> None:

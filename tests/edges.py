@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -20,19 +21,20 @@ import requests
 import yaml
 from requests.adapters import HTTPAdapter
 
-from client.edge.nginx import Nginx
+from operate.edge.nginx import Nginx
 from server.launch import RunningServer
 from tests.conftest import MODEL, ROOT, signals_of_a_terminal, wait_for
 
 TEMPLATE = ROOT / "deploy" / "nginx"
 KEY = "0123456789abcdef" * 4
 READ_TIMEOUT_S = 3.0
+"""Where a test waits for it."""
 HEADER_TIMEOUT_S = 2.0
 TAKEN_BACK_WITHIN_S = 10.0
 """What docs/edge.md says of a share whose rollout was killed."""
 SAID = ".said"
 """Hidden, since a change of what nginx may read is a reason for a new configuration."""
-PAUSE_S = 0.005
+PAUSE_S = 0.02
 """Between two requests of one client: the servers are to be harmed, not measured."""
 
 
@@ -79,12 +81,16 @@ class RunningEdge:
     def in_service(self) -> set[str]:
         return {mark.name for mark in (self.folder / "run" / "in-service").iterdir()}
 
-    def change_servers(self, **values: object) -> None:
-        """Give every server that `values` names this value of `drained`."""
+    def configuration(self) -> str:
+        """What nginx has of the servers."""
+        return (self.folder / "run" / "servers.conf").read_text()
+
+    def change_servers(self, key: str = "drained", otherwise: object = False, **values: object) -> None:
+        """Give every server that `values` names this value of the key, and the others another one."""
         file = self.folder / "servers.yaml"
         document = yaml.safe_load(file.read_text())
         for entry in document["servers"]:
-            entry["drained"] = values.get(entry["name"], False)
+            entry[key] = values.get(entry["name"], otherwise)
         partial = file.with_suffix(".partial")
         partial.write_text(yaml.safe_dump(document))
         partial.replace(file)
@@ -138,8 +144,8 @@ def load(edge: RunningEdge, image: bytes, clients: int = 3) -> Iterator[Load]:
             task.result()
 
 
-def make_folder(folder: Path, port: int, document: object) -> Path:
-    """A copy of deploy/nginx with a certificate, a key, and timeouts that a test can wait for."""
+def make_folder(folder: Path, port: int, document: object, read_timeout_s: float = 30.0) -> Path:
+    """A copy of deploy/nginx with a certificate and a key; a server is slow after a time that no busy machine needs."""
     shutil.copytree(TEMPLATE, folder)
     (folder / "listen.conf").write_text(
         f"listen 127.0.0.1:{port};\nlisten 127.0.0.1:{port + 1} ssl;\n"
@@ -148,7 +154,7 @@ def make_folder(folder: Path, port: int, document: object) -> Path:
     subprocess.run(["bash", "-ec", certificate_command()], cwd=folder, check=True, capture_output=True)
     (folder / "keys.conf").write_text(f'map $http_authorization $client {{ default ""; "Bearer {KEY}" "tests"; }}\n')
     (folder / "servers.yaml").write_text(yaml.safe_dump(document))
-    substitute(folder / "hop.conf", "proxy_read_timeout 10s", f"proxy_read_timeout {READ_TIMEOUT_S:g}s")
+    substitute(folder / "hop.conf", "proxy_read_timeout 10s", f"proxy_read_timeout {read_timeout_s:g}s")
     substitute(folder / "nginx.conf", "client_header_timeout 10s", f"client_header_timeout {HEADER_TIMEOUT_S:g}s")
     return folder
 
@@ -162,8 +168,8 @@ def certificate_command() -> str:
 
 def without_retries(folder: Path) -> None:
     """Have no other server asked when one fails."""
-    conf = folder / "nginx.conf"
-    conf.write_text(re.sub(r"proxy_next_upstream error .*;", "proxy_next_upstream off;", conf.read_text()))
+    substitute(folder / "hop.conf", "error_page 502 503 = @failed;", "")
+    substitute(folder / "hop.conf", "error_page 400 = @refused;", "error_page 400 = @gone;")
 
 
 def ended(connection: socket.socket) -> bool:
@@ -181,10 +187,12 @@ def substitute(file: Path, old: str, new: str) -> None:
 
 
 @contextmanager
-def running(folder: Path, port: int, *, wait: bool = True) -> Iterator[RunningEdge]:
+def running(
+    folder: Path, port: int, *options: str, wait: bool = True, environment: Mapping[str, str] | None = None
+) -> Iterator[RunningEdge]:
     """The command `edge` on a folder, until it is stopped in order."""
     with (folder / SAID).open("ab") as said:
-        process = start(folder, said.fileno())
+        process = start(folder, said.fileno(), *options, environment=environment)
     edge = RunningEdge(folder, f"http://127.0.0.1:{port}", f"https://localhost:{port + 1}", process)
     try:
         if wait:
@@ -197,10 +205,13 @@ def running(folder: Path, port: int, *, wait: bool = True) -> Iterator[RunningEd
         assert not Nginx(folder).is_running()
 
 
-def start(folder: Path, output: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "client", "edge", str(folder)]
+def start(
+    folder: Path, output: int, *options: str, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "operate", "edge", str(folder), *options]
     with signals_of_a_terminal():
-        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        env = {**os.environ, **(environment or {})}
+        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=env)
 
 
 def behind(servers: Mapping[str, RunningServer], golden: Path | None = None) -> dict[str, object]:

@@ -6,11 +6,12 @@ import base64
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from handler.decoding import FORMATS
+from handler.formats import FORMATS
 
 
 def gradient(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
@@ -18,6 +19,11 @@ def gradient(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Imag
     y, x = np.mgrid[0:height, 0:width]
     channels = np.stack([255 - 200 * x / width, 200 * y / height, 0 * x + 90], axis=-1)
     return Image.fromarray(channels.astype(np.uint8)).convert(mode)
+
+
+def heic(name: str) -> bytes:
+    """One of the pictures in `tests/heic`, since nothing here encodes any."""
+    return (Path(__file__).parent / "heic" / f"{name}.heic").read_bytes()
 
 
 def encode(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
@@ -89,7 +95,8 @@ UPRIGHT_AFTER_A_TURN = Image.Exif()
 UPRIGHT_AFTER_A_TURN[0x0112] = 6  # rotate by 270° to view
 
 GOOD = [
-    *(encode(gradient(), image_format) for image_format in FORMATS),
+    *(encode(gradient(), image_format) for image_format in FORMATS if image_format != "HEIF"),
+    *(heic(name) for name in ("gradient", "alpha") if "HEIF" in FORMATS),
     encode(gradient(mode="L"), "JPEG", progressive=True),
     encode(gradient(mode="CMYK"), "JPEG"),
     *(encode(gradient(mode=mode)) for mode in ("1", "L", "P", "RGBA")),

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import subprocess
-import sys
+import threading
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
-from archive import members, sign, store
+from archive import serving, sign, store
+from archive.__main__ import app
 from archive.build import build
 from archive.errors import ArchiveError, BuildError, CannotLoad, IncompleteRun, InvalidName, VersionTaken
 from archive.members import OPTIONAL_FILES, signature_path
 from archive.verify import verify
-from handler import variants
+from system import locks
 from tests.broken import repacked, replaced
-from tests.conftest import MODEL, ROOT
-from train import quantise, run_folder
+from tests.commands import invoke
+from tests.conftest import MODEL, run_module
 
 NAME = f"{MODEL}.mar"
 
@@ -54,6 +54,9 @@ def test_the_archive_keeps_the_handler_a_package(model_store: Path) -> None:
     assert not [name for name in names if "__pycache__" in name]
 
 
+@pytest.mark.usefixtures("warm")
+@pytest.mark.slow
+@pytest.mark.process
 def test_the_same_run_gives_the_same_bytes(run: Path, model_store: Path, tmp_path: Path) -> None:
     """Another time, another place, other dates and permissions of the files: the archive is the same."""
     moved = Path(shutil.copytree(run, tmp_path / "elsewhere"))
@@ -66,38 +69,34 @@ def test_the_same_run_gives_the_same_bytes(run: Path, model_store: Path, tmp_pat
         assert "createdOn" not in json.loads(archive.read("MAR-INF/MANIFEST.json"))
 
 
-def test_optional_files_are_bundled_where_there_are_any(run: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("warm")
+@pytest.mark.slow
+@pytest.mark.process
+def test_optional_files_are_bundled_where_there_are_any(own_run: Path, onnx_folder: Path, tmp_path: Path) -> None:
     """What else training wrote for the worker travels as well, and is part of the digests."""
-    richer = Path(shutil.copytree(run, tmp_path / "run"))
-    shutil.copy2(richer / "model.pt", richer / "model.int8.pt")
-    told = {"kept": True, "attempts": [{"acc1": 0.99, "worst_class": 0.97, "ece": 0.01}]}
-    (richer / "quantisation.json").write_text(json.dumps({"forms": {"model.int8.pt": told}}))
-    built = build(richer, "richer", "1.0", tmp_path)
+    shutil.copy2(onnx_folder / "model.onnx", own_run / "model.int8.onnx")
+    told = {"kept": True, "held_out": {"acc1": 0.99, "acc1_lower": 0.98, "worst_class": 0.97, "ece": 0.01}}
+    (own_run / "quantisation.json").write_text(json.dumps(told))
+    built = build(own_run, "richer", "1.0", tmp_path)
     with zipfile.ZipFile(built.path) as archive:
-        assert "model.int8.pt" in json.loads(archive.read("digests.json"))["members"]
-        present = {name for name in OPTIONAL_FILES if (richer / name).exists()}
+        assert "model.int8.onnx" in json.loads(archive.read("digests.json"))["members"]
+        present = {name for name in OPTIONAL_FILES if (own_run / name).exists()}
         assert set(archive.namelist()) & set(OPTIONAL_FILES) == present
 
 
-def test_rooms_that_cannot_import_each_other_name_files_alike() -> None:
-    """What `train/` writes and `handler/` loads has the name by which `archive/` bundles it."""
-    assert members.INT8_FILES == (variants.INT8_FILE, variants.INT8_ONNX_FILE)
-    assert variants.ONNX_FILE in members.OPTIONAL_FILES
-    assert (members.RECIPE_FILE, members.QUANTISATION_FILE) == (run_folder.RECIPE_FILE, quantise.REPORT_FILE)
-
-
-def test_an_incomplete_run_folder_is_named_with_what_it_lacks(run: Path, earlier: Path, tmp_path: Path) -> None:
+@pytest.mark.process
+def test_an_incomplete_run_folder_is_named_with_what_it_lacks(own_run: Path, earlier: Path, tmp_path: Path) -> None:
     """Every missing file is listed, and the earlier archive stays."""
-    incomplete = Path(shutil.copytree(run, tmp_path / "run"))
-    (incomplete / "index_to_name.json").unlink()
-    shutil.rmtree(incomplete / "golden")
+    (own_run / "index_to_name.json").unlink()
+    shutil.rmtree(own_run / "golden")
     with pytest.raises(IncompleteRun, match=r"lacks index_to_name\.json, golden"):
-        build(incomplete, MODEL, "1.0", earlier)
+        build(own_run, MODEL, "1.0", earlier)
     with pytest.raises(IncompleteRun, match="no run folder"):
         build(tmp_path / "nowhere", MODEL, "1.0", earlier)
     assert unchanged(earlier)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "version"),
     [
@@ -112,25 +111,59 @@ def test_names_that_torchserve_cannot_manage_are_refused(run: Path, earlier: Pat
     assert unchanged(earlier)
 
 
-def test_a_failing_archiver_leaves_the_store_as_it_was(run: Path, earlier: Path, tmp_path: Path) -> None:
-    """The archiver's own complaint is passed on."""
-    broken = Path(shutil.copytree(run, tmp_path / "run"))
-    (broken / "model.pt").unlink()
-    (broken / "model.pt").mkdir()
-    with pytest.raises(BuildError, match=r"model\.pt"):
-        build(broken, MODEL, "1.0", earlier)
+@pytest.mark.process
+def test_a_failing_archiver_leaves_the_store_as_it_was(
+    run: Path, earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archiver's own complaint, here of a handler that is not there, is passed on."""
+    monkeypatch.setattr("archive.build.HANDLER_FILE", "none.py")
+    with pytest.raises(BuildError, match=r"none\.py"):
+        build(run, MODEL, "1.0", earlier)
     assert unchanged(earlier)
 
 
-def test_what_no_worker_could_load_is_not_shipped(run: Path, earlier: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("warm")
+@pytest.mark.slow
+@pytest.mark.process
+def test_what_no_worker_could_load_is_not_shipped(own_run: Path, earlier: Path) -> None:
     """The doctor looks before the store is touched; cause and fix are in the message."""
-    broken = Path(shutil.copytree(run, tmp_path / "run"))
-    replaced(broken, "model-config.yaml", "resize_size: 32", "resize_size: 40")
-    with pytest.raises(CannotLoad, match=r"resize_size 40 instead of 32\. Set it back in model-config\.yaml"):
-        build(broken, MODEL, "1.0", earlier)
+    replaced(own_run, "index_to_name.json", '"9": "9"', '"9": "nine"')
+    with pytest.raises(CannotLoad, match=r"labels in index_to_name\.json are not .*\. Restore index_to_name\.json"):
+        build(own_run, MODEL, "1.0", earlier)
     assert unchanged(earlier)
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("file", ["recipe.yaml", "model-config.yaml"])
+def test_other_pixels_than_trained_on_are_refused(own_run: Path, earlier: Path, file: str) -> None:
+    """Whichever of the two files was changed: key and both values are named before anything is packed."""
+    replaced(own_run, file, "resize_size: 32", "resize_size: 40")
+    sizes = (40, 32) if file == "recipe.yaml" else (32, 40)
+    complaint = r"resize_size is {} in recipe\.yaml and {} in model-config\.yaml.* set the other back".format(*sizes)
+    with pytest.raises(IncompleteRun, match=complaint):
+        build(own_run, MODEL, "1.0", earlier)
+    assert unchanged(earlier)
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.slow
+@pytest.mark.process
+def test_an_archive_serves_as_its_recipe_says(own_run: Path, tmp_path: Path) -> None:
+    """A changed `serving` is what is archived; a key that was put into model-config.yaml by hand goes, by its name."""
+    assert serving.outdated(own_run) == []
+    replaced(own_run, "recipe.yaml", "top_k: 5", "top_k: 3")
+    replaced(own_run, "recipe.yaml", "torchserve: {}", "torchserve: {startupTimeout: 9}")
+    replaced(own_run, "model-config.yaml", "batchSize: 16", "batchSize: 4\njobQueueSize: 7")
+    built = build(own_run, MODEL, "1.0", tmp_path)
+    assert sorted(built.rewritten) == ["batchSize", "handler.top_k", "jobQueueSize", "startupTimeout"]
+    with zipfile.ZipFile(built.path) as archive:
+        config = yaml.safe_load(archive.read("model-config.yaml"))
+    assert (config["batchSize"], config["startupTimeout"], config["handler"]["top_k"]) == (16, 9, 3)
+    assert "jobQueueSize" not in config
+    assert serving.outdated(own_run) == []
+
+
+@pytest.mark.process
 def test_the_model_store_must_exist(run: Path, tmp_path: Path) -> None:
     """A mistyped store is an error, not a new directory."""
     with pytest.raises(ArchiveError, match="not a directory"):
@@ -162,7 +195,7 @@ def test_a_version_never_changes_its_content(own_store: Path, tmp_path: Path) ->
     assert state(target) == before, "the same archive is left where it is"
 
     other = of_version(target, tmp_path / "other", "1.0", accuracy='"acc1 "')
-    with pytest.raises(VersionTaken, match=r"1\.0 already, .*\(metrics\.json\): give a higher --version, such as 1\.1"):
+    with pytest.raises(VersionTaken, match=r"1\.0 already, .*\(metrics\.json\), .* with --version 1\.1"):
         store.put(other, verify(other), own_store, None)
     assert state(target) == before
 
@@ -204,35 +237,35 @@ def test_a_signature_never_outlives_its_archive(model_store: Path, own_store: Pa
     assert {file.name for file in own_store.iterdir()} == {NAME, f"{NAME}.sig"}
 
 
-def test_two_builds_at_once_take_turns(own_store: Path) -> None:
-    """While one is putting its archive in place, another process's lock on the store is refused, and not afterwards."""
-    descriptor = os.open(own_store, os.O_RDONLY)
-    with store.locked(own_store), pytest.raises(BlockingIOError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(descriptor)
+def test_two_builds_at_once_take_turns(own_store: Path, tmp_path: Path) -> None:
+    """While another one puts its archive in place, this one waits; then it goes on."""
+    packed = of_version(own_store / NAME, tmp_path / "next", "1.1")
+    target = own_store / NAME
+    before = target.read_bytes()
+    putting = threading.Thread(target=store.put, args=(packed, verify(packed), own_store, None))
+    with locks.held(own_store):
+        putting.start()
+        putting.join(0.5)
+        assert target.read_bytes() == before
+    putting.join(60)
+    assert target.read_bytes() == packed.read_bytes()
 
 
 def test_a_dry_run_checks_and_builds_nothing(run: Path, tmp_path: Path) -> None:
     """It prints the run folder, or what would stop the build."""
-    command = [
-        sys.executable, "-m", "archive", "build", "--dry-run", "--version", "2.0", str(run),
-        "--model-store", str(tmp_path),
-    ]  # fmt: skip
-    good = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert good.stdout == f"{run}\n"
-    bad = subprocess.run([*command, "--name", "a/b"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (bad.returncode, bad.stdout) == (1, "")
+    options = ("--dry-run", "--version", "2.0", run, "--model-store", tmp_path)
+    good = invoke(app, "build", *options)
+    assert (good.exit_code, good.stdout) == (0, f"{run}\n")
+    bad = invoke(app, "build", *options, "--name", "a/b")
+    assert (bad.exit_code, bad.stdout) == (1, "")
     assert bad.stderr.startswith("error: model name 'a/b'")
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_the_command_reports_in_one_line(tmp_path: Path) -> None:
     """Errors go to stderr without a traceback."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "archive", "build", str(tmp_path / "nowhere")],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    finished = run_module("archive", "build", tmp_path / "nowhere")
     assert finished.returncode == 1
     assert finished.stderr.startswith("error: no run folder")
     assert len(finished.stderr.splitlines()) == 1

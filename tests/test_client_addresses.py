@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from client.__main__ import app
 from client.torchserve import TorchServe
-from client.tuning.wire import Wire
+from operate.tuning.wire import Wire
 from tests.conftest import MODEL
 from tests.edges import certificate_command
 from tests.listening import Quiet, key_file, listening
@@ -61,6 +61,7 @@ def certificate(tmp_path: Path) -> Path:
     return tmp_path / "certificate.pem"
 
 
+@pytest.mark.process
 def test_a_private_authority_is_named(certificate: Path, tmp_path: Path) -> None:
     """By option or variable, for calls, metrics and loads alike; without it nothing is sent, and the option is said."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -69,7 +70,11 @@ def test_a_private_authority_is_named(certificate: Path, tmp_path: Path) -> None
 
     class Handler(Quiet):
         def do_GET(self) -> None:
-            self.answer({"models": [{"modelName": "m"}]})
+            if self.path == "/metrics":
+                self.send_response(200)
+                self.end_headers()
+            else:
+                self.answer({"models": [{"modelName": "m"}]})
 
     with listening(Handler, tls) as url:
         place, own = ["--url", url, "--management-url", url, "--key-file", str(path)], ["--ca", str(certificate)]
@@ -86,6 +91,19 @@ def test_a_private_authority_is_named(certificate: Path, tmp_path: Path) -> None
             assert wire.ask(request, time.perf_counter() + 10)[0] == 200
         with closing(Wire(url)) as wire, pytest.raises(ssl.SSLCertVerificationError):
             wire.ask(request, time.perf_counter() + 10)
+
+
+def test_metrics_of_something_else_are_refused() -> None:
+    """A page that is not in Prometheus' format does not pass for a server without figures."""
+
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            self.answer({"status": "Healthy"})
+
+    with listening(Handler) as url:
+        refused = CliRunner().invoke(app, ["metrics", "--metrics-url", url])
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(f"error: {url}/metrics answers, but not in Prometheus' format")
 
 
 @pytest.mark.parametrize("name", ["none.pem", "key_file.json"])

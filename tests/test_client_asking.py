@@ -79,6 +79,7 @@ def test_what_is_no_json_is_no_answer(command: list[str], tmp_path: Path) -> Non
     assert re.fullmatch(r"error: URL/\S+ answers, but not as TorchServe does: it sends no JSON\n", said)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["predict", "explain"])
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_name_that_is_no_text_is_shown_escaped(command: str, options: list[str], tmp_path: Path) -> None:

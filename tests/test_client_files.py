@@ -94,7 +94,7 @@ def test_wherever_a_run_was_killed_its_file_can_go_on(tmp_path: Path, suffix: st
         ("results.jsonl", '{"model": "other", "file": "a", "prediction": {}}\n', "the model other"),
         ("results.csv", "name,price\n", "line 1: not a result"),
         ("results.csv", "my only copy", "line 1: not a result"),
-        ("results.csv", 'model,file,class,probability,prediction,error\n"open\n', "line 2: not a result"),
+        ("results.csv", 'model,file,class,probability,prediction,error,accepted\n"open\n', "line 2: not a result"),
     ],
 )
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path, name: str, content: str, complaint: str) -> None:

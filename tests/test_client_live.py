@@ -9,56 +9,53 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 import requests
+import yaml
 from PIL import Image
 
-from client import golden, metrics
+from archive.content import ArchiveContent
+from client import metrics
+from client.__main__ import app
 from client.errors import (
     ModelApiOff,
     ModelNotFound,
-    NotAsMeasured,
     NotAuthorized,
     NoWorkers,
     ServerBusy,
     ServerUnreachable,
     WorkerDied,
 )
-from client.probe import ProbeServer
-from client.readiness import ANSWER_TIMEOUT_S, ModelCheck
 from client.tokens import Token
 from client.torchserve import TorchServe
-from server import launch, processes
+from operate import golden
+from operate.errors import NotAsMeasured
+from operate.readiness.checks import ANSWER_TIMEOUT_S, ModelCheck
+from operate.readiness.probe import ProbeServer
 from server.launch import RunningServer
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports, wait_for
+from tests.broken import spoil_golden_answers
+from tests.commands import command, command_line, invoke
+from tests.conftest import MODEL, ROOT, free_ports, wait_for, with_model_api
+from tests.contract.contract import Engine, check_marks
+from tests.observed import requests_counted, workers
+from tests.test_live_grpc import infer
 
 EXPIRY_S = 6
 SHOWS_WITHIN_S = 5
 
 
 @pytest.fixture(scope="module")
-def own(
-    torchserve: RunningServer, model_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
+def own(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server to be harmed: model API on, tokens that live for seconds, a queue of four."""
-    run_dir = tmp_path_factory.mktemp("harmed")
-    store = run_dir / "model_store"
-    shutil.copytree(model_store, store)
-    config = run_dir / "harmed.properties"
-    config.write_text(
-        CONFIG.read_text() + f"enable_model_api=true\ntoken_expiration_min={EXPIRY_S / 60}\njob_queue_size=4\n"
-    )
-    yield launch.start(run_dir, store, config, first_port=free_ports())
-    processes.stop(run_dir)
+    keys = f"token_expiration_min={EXPIRY_S / 60}\njob_queue_size=4\n"
+    with with_model_api(tmp_path_factory.mktemp("harmed"), model_store, keys) as server:
+        yield server
 
 
 @pytest.fixture
@@ -72,28 +69,11 @@ def harmed(own: RunningServer) -> Iterator[TorchServe]:
     client.scale(MODEL, 1)
 
 
-def workers(client: TorchServe) -> list[psutil.Process]:
-    """The worker processes that are alive, by the pids of the description."""
-    pids = [worker["pid"] for worker in client.describe(MODEL)["workers"]]
-    return [psutil.Process(pid) for pid in pids if pid > 0 and psutil.pid_exists(pid)]
-
-
-def command(server: RunningServer, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command_line(server, *arguments), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, **options
-    )
-
-
-def command_line(server: RunningServer, *arguments: str | Path) -> list[str]:
-    place = ["--url", server.inference_url, "--key-file", str(server.key_file)]
-    return [sys.executable, "-m", "client", *place, *map(str, arguments)]
-
-
 @pytest.fixture
 def probe(harmed: TorchServe, own: RunningServer, run: Path) -> Iterator[str]:
     """The address of `ready --http` for the harmed server."""
     server = TorchServe(own.inference_url, own.management_url, own.key_file, timeout_s=ANSWER_TIMEOUT_S, retry_s=0)
-    check = ModelCheck(server, MODEL, golden.read(run / "golden"))
+    check = ModelCheck(server, MODEL, golden.GoldenFile(run / "golden"))
     with ProbeServer(("127.0.0.1", 0), check) as served:
         thread = threading.Thread(target=served.serve_forever, args=(0.01,))
         thread.start()
@@ -106,6 +86,31 @@ def readyz(probe: str) -> requests.Response:
     return requests.get(f"{probe}/readyz", timeout=10)
 
 
+def test_whether_an_answer_is_accepted_is_said_by_every_protocol(own: RunningServer, run: Path) -> None:
+    """The header over HTTP, a field of KServe v1, an output of v2 and of gRPC, and the client: all the same marks."""
+    store = own.key_file.parent / "model_store"
+    content = ArchiveContent(store / f"{MODEL}.mar")
+    config = yaml.safe_load(content.read("model-config.yaml"))
+    config["handler"]["accept"] = {"error_rate": 0.001}
+    content.copy(store / "marked.mar", {"model-config.yaml": yaml.safe_dump(config)})
+    client, images = own.client(), sorted((run / "golden").glob("*.png"))
+    client.register("marked", model="marked")
+    try:
+        marks = [client.classify("marked", image.read_bytes()).accepted for image in images]
+        assert set(marks) == {True, False}
+        engine = Engine(own.inference_url, client.token())
+        assert check_marks(engine, "marked", [image.read_bytes() for image in images]) == marks
+        data = {"datatype": "BYTES", "shape": [len(images)], "bytes_contents": [image.read_bytes() for image in images]}
+        accepted = infer(own, model="marked", **data).outputs[-1]
+        assert (accepted.name, list(accepted.contents.bool_contents)) == ("accepted", marks)
+        place = ["--url", own.inference_url, "--key-file", own.key_file]
+        said = invoke(app, *place, "predict", "marked", run / "golden").stdout
+        assert [line.endswith(", not accepted") for line in said.splitlines()] == [not mark for mark in marks]
+    finally:
+        client.unregister("marked")
+
+
+@pytest.mark.slow
 def test_a_worker_that_hangs_shows_within_seconds(probe: str, harmed: TorchServe, own: RunningServer) -> None:
     """A stopped worker: TorchServe's ping stays Healthy, /readyz is 503 within 5 s, and 200 again when it goes on."""
     assert readyz(probe).status_code == 200
@@ -121,6 +126,7 @@ def test_a_worker_that_hangs_shows_within_seconds(probe: str, harmed: TorchServe
         wait_for(lambda: readyz(probe).status_code == 200, "ready again", 20)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_shows_within_seconds(probe: str, harmed: TorchServe) -> None:
     """Killed as often as it comes back, the worker is missed within 5 s; left alone, it is back."""
     assert readyz(probe).status_code == 200
@@ -135,23 +141,23 @@ def test_a_killed_worker_shows_within_seconds(probe: str, harmed: TorchServe) ->
     wait_for(lambda: readyz(probe).status_code == 200, "ready again", 60)
 
 
+@pytest.mark.slow
 def test_a_wrong_answer_is_not_ready(own: RunningServer, harmed: TorchServe, run: Path, tmp_path: Path) -> None:
     """Another model's golden answers: the workers are READY all the same, and `ready --golden` says what differs."""
     assert command(own, "ready", MODEL, "--golden", run / "golden").stdout.endswith("answered as measured\n")
     shutil.copytree(run / "golden", tmp_path / "golden")
-    document = json.loads((tmp_path / "golden" / "golden.json").read_text())
-    document["probabilities"] = {name: row[::-1] for name, row in document["probabilities"].items()}
-    (tmp_path / "golden" / "golden.json").write_text(json.dumps(document))
+    spoil_golden_answers(tmp_path)
     wrong = command(own, "ready", MODEL, "--golden", tmp_path / "golden")
     assert wrong.returncode == 1
-    assert re.search(r"error: digit-\d+\.png, class '\d': 0\.\d+ instead of 0\.\d+", wrong.stderr)
-    readiness = ModelCheck(harmed, MODEL, golden.read(tmp_path / "golden"))()
+    assert re.search(r"error: \d+\.png, class '\d': 0\.\d+ instead of 0\.\d+", wrong.stderr)
+    readiness = ModelCheck(harmed, MODEL, golden.GoldenFile(tmp_path / "golden"))()
     assert not readiness.ready
     assert "instead of" in readiness.reason
     with pytest.raises(NotAsMeasured):
         golden.read(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_the_metrics_of_the_probe_are_those_of_its_looks(probe: str, harmed: TorchServe) -> None:
     """A worker that is well has answered rightly and in time; one that hangs counts as ready, its model does not."""
 
@@ -174,6 +180,7 @@ def test_the_metrics_of_the_probe_are_those_of_its_looks(probe: str, harmed: Tor
     wait_for(lambda: figures()["model_ready"] == 1, "ready again", 20)
 
 
+@pytest.mark.slow
 def test_the_probe_is_a_command(own: RunningServer, harmed: TorchServe) -> None:
     """`ready --http 0` prints where it listens, and answers there without a token."""
     with subprocess.Popen(
@@ -187,13 +194,15 @@ def test_the_probe_is_a_command(own: RunningServer, harmed: TorchServe) -> None:
     assert url.startswith("http://127.0.0.1:")
 
 
+@pytest.mark.slow
 def test_tokens_are_renewed_before_they_expire(
     own: RunningServer, harmed: TorchServe, digit: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Eight threads outlive their tokens twice: no call fails, none uses a token to its end, no log holds one."""
     last_used: dict[Token, float] = {}
     tokens = harmed._connection.tokens
-    deadline = time.monotonic() + 2.2 * EXPIRY_S
+    harmed.predict(MODEL, digit)  # the server's first token may be at its end
+    deadline, pause = time.monotonic() + 2.2 * EXPIRY_S, threading.Event()
 
     def ask(_: int) -> int:
         asked = 0
@@ -201,6 +210,7 @@ def test_tokens_are_renewed_before_they_expire(
             last_used[tokens.token("inference")] = time.time()
             assert len(harmed.predict(MODEL, digit)) == 5
             asked += 1
+            pause.wait(0.05)
         return asked
 
     with caplog.at_level(logging.DEBUG), ThreadPoolExecutor(8) as pool:
@@ -211,6 +221,7 @@ def test_tokens_are_renewed_before_they_expire(
     assert not [token for token in (*last_used, tokens.token("API")) if token.value in caplog.text]
 
 
+@pytest.mark.slow
 def test_an_expired_token_of_the_environment_is_replaced(
     own: RunningServer, harmed: TorchServe, digit: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -223,6 +234,7 @@ def test_an_expired_token_of_the_environment_is_replaced(
     assert "expired-long-ago" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_waited_for(own: RunningServer, harmed: TorchServe, digit: bytes) -> None:
     """While the worker hangs the queue fills: asked once is 503, asked again until it goes on is answered."""
     [worker] = workers(harmed)
@@ -234,6 +246,7 @@ def test_a_full_queue_is_waited_for(own: RunningServer, harmed: TorchServe, digi
         assert all(len(answer.result()) == 5 for answer in asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retry_s", [60, 0])
 def test_a_killed_worker_costs_no_prediction(
     own: RunningServer, harmed: TorchServe, digit: bytes, retry_s: float
@@ -257,11 +270,6 @@ def test_a_killed_worker_costs_no_prediction(
         assert all(len(other.result()) == 5 for other in others)
 
 
-def requests_counted(server: RunningServer) -> float:
-    samples = metrics.read(server.metrics_url)
-    return sum(sample.value for sample in samples if sample.name == "ts_inference_requests_total")
-
-
 def is_full(server: RunningServer, digit: bytes) -> bool:
     hasty = TorchServe(server.inference_url, server.management_url, server.key_file, timeout_s=0.5, retry_s=0)
     try:
@@ -273,6 +281,7 @@ def is_full(server: RunningServer, digit: bytes) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_without_workers_the_error_says_so(own: RunningServer, harmed: TorchServe, digit: bytes) -> None:
     """Scaled to zero, a prediction fails at once with the way back; scaled up, it is answered."""
     assert command(own, "scale", MODEL, "0").stdout == f"{MODEL}: 0 workers ready\n"
@@ -284,6 +293,7 @@ def test_without_workers_the_error_says_so(own: RunningServer, harmed: TorchServ
     assert len(harmed.predict(MODEL, digit)) == 5
 
 
+@pytest.mark.slow
 def test_models_come_and_go(own: RunningServer, harmed: TorchServe, digit: bytes) -> None:
     """Unregistered, a model is not found; registered again by its file's path, it has the workers that were asked for
     or the archive's, and answers at once; a default is set."""
@@ -338,7 +348,7 @@ def test_a_killed_run_goes_on(torchserve: RunningServer, run: Path, tmp_path: Pa
     assert again.returncode == 1
     assert f"skipped {rows} images" in again.stderr
     assert "bad.png: 415" in again.stderr
-    assert again.stdout == f"{output}: 401 rows, 1 of them errors\n"
+    assert again.stdout == f"{output}: 401 rows, 1 error\n"
     files = re.findall(r"\d{3}\.png|bad\.png", output.read_text())
     assert len(files) == len(set(files)) == 401
     done = command(torchserve, *arguments)
@@ -364,6 +374,22 @@ def test_progress_is_shown_to_people_and_kept_out_of_pipes(torchserve: RunningSe
     piped = command(torchserve, "predict", MODEL, run / "golden")
     assert piped.stderr == ""
     assert len(piped.stdout.splitlines()) == len(images)
+
+
+def test_a_reader_that_leaves_is_no_error(torchserve: RunningServer, run: Path) -> None:
+    """As `| head -1` does; what cannot be written for another reason is told."""
+    line = command_line(torchserve, "predict", MODEL, *[run / "golden"] * 9)
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert MODEL in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+    with Path("/dev/full").open("w") as full:
+        told = subprocess.run(line, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert told.returncode == 1
+    assert told.stderr.startswith("error: ")
 
 
 def test_an_image_on_standard_input(torchserve: RunningServer, digit: bytes) -> None:

@@ -16,13 +16,15 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from client import exposition, golden, metrics
-from client.__main__ import app
-from client.errors import NotAsMeasured
-from client.probe import ProbeServer
-from client.readiness import INTERVAL_S, GoldenAnswers, ModelCheck, Readiness, Watch
+from client import metrics
 from client.torchserve import TorchServe, Workers
-from tests.conftest import MODEL, wait_for
+from operate import golden
+from operate.__main__ import app
+from operate.errors import NotAsMeasured
+from operate.readiness import exposition
+from operate.readiness.checks import INTERVAL_S, GoldenAnswers, ModelCheck, Readiness, Watch
+from operate.readiness.probe import ProbeServer
+from tests.conftest import MODEL, PATIENCE_S, wait_for
 from tests.listening import Quiet, key_file, listening
 
 GOLDEN = {"tolerance": 0.01, "class_names": ["cat", "dog", "eel"], "probabilities": {"a.png": [0.7, 0.2, 0.1]}}
@@ -111,13 +113,13 @@ def test_a_watch_does_not_wait_for_a_check_that_hangs() -> None:
 
     def hang() -> Readiness:
         begun.append(time.monotonic())
-        release.wait(30)
+        release.wait(2 * PATIENCE_S)
         return Readiness(True, "late")
 
     watch = Watch(hang, interval_s=0, limit_s=0.2)
     started = time.monotonic()
     looks = [watch.look() for _ in range(20)]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < PATIENCE_S
     assert not any(look.ready for look in looks)
     assert "no answer" in looks[0].reason
     assert len(begun) == 1
@@ -154,7 +156,7 @@ class CountedCheck(ModelCheck):
 @pytest.fixture
 def unreachable(tmp_path: Path) -> Iterator[tuple[str, CountedCheck]]:
     """The address of a readiness server whose TorchServe is not there, and its check."""
-    check = CountedCheck(TorchServe("http://127.0.0.1:1", key_file=tmp_path / "none"), f"{MODEL}/2.0", [])
+    check = CountedCheck(TorchServe("http://127.0.0.1:1", key_file=tmp_path / "none"), f"{MODEL}/2.0")
     with ProbeServer(("127.0.0.1", 0), check) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -180,6 +182,33 @@ def test_readiness_and_its_metrics_are_one_look(unreachable: tuple[str, CountedC
     assert requests.get(f"{url}/metric", timeout=10).status_code == 404
 
 
+def test_golden_images_of_another_file_are_taken_once_they_are_answered(reference: Path) -> None:
+    """As a promotion replaces them: until then those from before count, and an answer that is neither is wrong."""
+    answers = {"cat": 0.7}
+
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            self.answer([{"minWorkers": 1, "workers": [{"status": "READY"}]}])
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(answers)
+
+    path = key_file(reference, inference={"key": "i"}, management={"key": "m"})
+    with listening(Handler) as url:
+        check = ModelCheck(TorchServe(url, url, path, retry_s=0), MODEL, golden.GoldenFile(reference))
+        (reference / "golden.json").write_text(json.dumps({**GOLDEN, "probabilities": {"a.png": [0.1, 0.6, 0.3]}}))
+        ready = [check().ready]
+        answers = {"dog": 0.6}
+        ready += [check().ready, check().ready]
+        answers = {"cat": 0.7}
+        readiness = check()
+    assert ready == [True, True, True]
+    assert (readiness.ready, readiness.reason.partition(":")[0]) == (False, "a.png, class 'cat'")
+    assert check.golden is not None
+    assert (check.golden.right, check.golden.wrong, check.golden.none) == (3, 1, 0)
+
+
 def test_golden_answers_are_counted_by_what_became_of_them() -> None:
     """Right, wrong and none; the buckets are cumulative, and what had no answer is in none but the last."""
     answers = GoldenAnswers().with_answer(0.03, right=True).with_answer(0.3, right=False).without_answer(1.8)
@@ -196,7 +225,7 @@ def test_golden_answers_are_counted_by_what_became_of_them() -> None:
         "model_ready": 1, "model_workers_ready": 1, "model_workers_declared": 2, "model_look_timestamp_seconds": 2,
         "golden_seconds_sum": pytest.approx(2.13), "golden_seconds_count": 3,
     }  # fmt: skip
-    assert samples[0].labels["model_name"] == r"a \"b\""
+    assert samples[0].labels["model_name"] == 'a "b"'
 
 
 @pytest.mark.parametrize(
@@ -234,7 +263,7 @@ def test_ready_ends_in_time(tmp_path: Path, pauses_s: dict[str, float], complain
         place = ["--url", url, "--management-url", url, "--key-file", str(path)]
         started = time.monotonic()
         late = CliRunner().invoke(app, [*place, "ready", MODEL, "--golden", str(tmp_path), "--timeout-s", "2"])
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < PATIENCE_S
         release.set()
     assert late.exit_code == 1
     assert re.match(f"error: {complaint}", late.stderr)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from typer.testing import CliRunner
 
 from client.__main__ import app
 from client.errors import ClientError, NotAuthorized
-from client.tokens import Tokens
+from client.tokens import Tokens, is_refused
 from client.torchserve import TorchServe
 from tests.conftest import MODEL
 from tests.listening import key_file
@@ -18,13 +20,13 @@ from tests.listening import key_file
 
 def test_tokens_of_the_environment_go_first(tmp_path: Path) -> None:
     """A set variable is taken, an empty one is not, and once replaced it is forgotten."""
-    path = key_file(tmp_path, inference={"key": "filed"}, management={"key": "filed too"})
+    path = key_file(tmp_path, inference={"key": "filed"}, management={"key": "filed too"}, API={"key": "api"})
     environment = {"TORCHSERVE_INFERENCE_TOKEN": "given", "TORCHSERVE_MANAGEMENT_TOKEN": ""}
     tokens = Tokens(path, environment)
     assert tokens.token("inference").value == "given"
     assert tokens.token("management").value == "filed too"
     assert tokens.place("inference") == "TORCHSERVE_INFERENCE_TOKEN"
-    tokens.forget_given("inference")
+    assert tokens.renew("inference", "given", lambda path, key: True)
     assert tokens.token("inference").value == "filed"
     assert Tokens(tmp_path / "none.json", environment).token("inference").value == "given"
 
@@ -76,6 +78,75 @@ def test_a_key_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
     timer.start()
     assert Tokens(path, {}).token("inference").value == "late"
     timer.join()
+
+
+def expiring(folder: Path, left_s: float) -> Path:
+    """A key file whose inference token, named for its time, has so long to live."""
+    end = datetime.fromtimestamp(time.time() + left_s, timezone.utc)
+    entry = {"key": f"lives-{left_s}", "expiration time": f"{end:%Y-%m-%dT%H:%M:%S}Z"}
+    return key_file(folder, inference=entry, API={"key": "api"})
+
+
+@pytest.mark.parametrize(
+    ("left_s", "client", "edge"), [(3600, False, False), (90, False, True), (50, True, True), (-10, True, True)]
+)
+def test_a_token_is_due_a_minute_before_its_end(tmp_path: Path, left_s: float, client: bool, edge: bool) -> None:
+    """For an edge twice as early, so that no client of the same server is before it."""
+    tokens = Tokens(expiring(tmp_path, left_s), {})
+    token = tokens.token("inference")
+    assert (tokens.is_due("inference", token), tokens.is_due("inference", token, lead=2)) == (client, edge)
+
+
+@pytest.mark.parametrize("new_s", [20, -20])
+def test_a_token_that_was_renewed_is_not_due_at_once(tmp_path: Path, new_s: float) -> None:
+    """Neither one that lives for seconds nor one that is from a server with another clock."""
+    tokens = Tokens(expiring(tmp_path, 10), {})
+    asked = []
+
+    def exchange(path: str, key: str) -> bool:
+        asked.append((path, key))
+        return expiring(tmp_path, new_s).exists()
+
+    assert tokens.is_due("inference", tokens.token("inference"))
+    assert tokens.renew("inference", "lives-10", exchange)
+    assert tokens.renew("inference", "lives-10", exchange), "another thread's renewal is enough"
+    assert asked == [("/token?type=inference", "api")]
+    assert not tokens.is_due("inference", tokens.token("inference"), lead=2)
+
+
+@pytest.mark.parametrize("left_s", [50, -50])
+def test_a_renewal_that_fails_is_not_tried_at_each_call(tmp_path: Path, left_s: float) -> None:
+    """It is due again closer to the end, and no more when it has expired: a refusal decides then."""
+    tokens = Tokens(expiring(tmp_path, left_s), {})
+    assert not tokens.renew("inference", f"lives-{left_s}", lambda path, key: False)
+    assert not tokens.is_due("inference", tokens.token("inference"))
+    expiring(tmp_path, 5)
+    assert tokens.is_due("inference", tokens.token("inference")) == (left_s > 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "refused"),
+    [
+        (400, b'{"code": 400, "type": "InvalidKeyException", "message": "Token Authentication failed."}', True),
+        (400, b'{"code": 400, "type": "BadRequest", "message": "not an image"}', False),
+        (503, b"InvalidKeyException", False),
+    ],
+)
+def test_a_refused_token_is_told_from_other_refusals(status: int, body: bytes, refused: bool) -> None:
+    """By TorchServe's type, under the status that it gives it."""
+    assert is_refused(status, body) is refused
+
+
+def test_the_command_prints_the_token_alone(tmp_path: Path) -> None:
+    """For `curl`: the inference token, or the one that is named, and nothing but an error without any."""
+    path = key_file(tmp_path, inference={"key": "asks"}, management={"key": "manages"})
+    command = ["--key-file", str(path), "token"]
+    assert CliRunner().invoke(app, command).output == "asks\n"
+    assert CliRunner().invoke(app, [*command, "management"]).output == "manages\n"
+    path.unlink()
+    absent = CliRunner().invoke(app, command)
+    assert (absent.exit_code, absent.stdout) == (1, "")
+    assert absent.stderr.startswith("error: cannot read the tokens in ")
 
 
 def test_a_token_is_not_shown(tmp_path: Path) -> None:

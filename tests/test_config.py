@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import socket
 import struct
 import subprocess
@@ -14,17 +12,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import requests
 import ts
 import yaml
 
-from server import effective, launch, processes, properties
+from server import effective, launch, properties
+from server.config import ServerConfig
 from server.effective import ModelSettings
 from server.errors import ConfigError, PortTaken
-from server.keys import CONFIG_KEYS, KEYS, MODEL_KEYS, PORT_KEYS, REGISTER_KEYS, variable
+from server.keys import CONFIG_KEYS, KEYS, MODEL_KEYS, PORT_KEYS, variable
 from server.launch import RunningServer
+from server.store import archives
 from tests.broken import repacked
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports
+from tests.conftest import CONFIG, MODEL, ROOT, free_ports, started
 
 LAUNCHER_KEYS = {"vmargs", "plugins_path"}
 NOT_KEYS = {
@@ -92,18 +91,15 @@ def holds_text(data: bytes, text: str) -> bool:
 
 
 def test_the_keys_of_models_are_those_of_the_installed_torchserve() -> None:
-    """In the key `models`, at the top of an archive's YAML and in a call that registers, as their classes read them."""
+    """In the key `models` and at the top of an archive's YAML, as their classes read them."""
     [jar] = Path(ts.__file__).parent.glob("frontend/model-server.jar")
     with zipfile.ZipFile(jar) as archive:
         model = archive.read("org/pytorch/serve/wlm/Model.class")
         config = archive.read("org/pytorch/serve/archive/model/ModelConfig.class")
-        call = archive.read("org/pytorch/serve/http/messages/RegisterModelRequest.class")
     found = {value for name, value in class_constants(model).items() if name != "DEFAULT_DATA_QUEUE"}
     assert found == set(MODEL_KEYS)
     assert [key for key in CONFIG_KEYS if not holds_text(config, key)] == []
     assert not holds_text(config, "minWorker")
-    assert [key for key in REGISTER_KEYS if not holds_text(call, key)] == []
-    assert not holds_text(call, "max_workers")
 
 
 def test_the_variables_are_those_of_the_installed_torchserve(constants: dict[str, str]) -> None:
@@ -158,6 +154,8 @@ REFUSED = {
         "inference_address=http://0.0.0.0:8080\ndisable_token_authorization=true",
         "f:2: disable_token_authorization=true while f:1 has inference_address",
     ),
+    "without tokens": ("disable_token_authorization=true", "f:1: .*=true: our start, client and edge go by tokens"),
+    "CORS": ("cors_allowed_origin=*", "f:1: cors_allowed_origin: .* OPTIONS, .*cors.conf"),
     "open gRPC without tokens": (
         "disable_token_authorization=true\ngrpc_management_address=::",
         "f:1: .* f:2 has grpc_management_address",
@@ -182,7 +180,6 @@ TAKEN = [
     "token_expiration_min=0.5",
     "job_queue_size=5\njob_queue_size=6",
     "inference_address=http://0.0.0.0:8080",
-    "disable_token_authorization=true",
     "inference_address=unix:/tmp/inference.sock",
     "inference_address=https://localhost:8443",
     "grpc_inference_max_connection_age_ms=9223372036854775807",
@@ -245,7 +242,7 @@ def test_the_order_is_torchserves(tmp_path: Path, name: str) -> None:
     archive(tmp_path, config)
     read = properties.parse(f"default_workers_per_model=5\n{text}", "f")
     assert read.refusals == []
-    [model] = effective.models(read, tmp_path)
+    model = effective.settings(read, *archives(tmp_path)[0])
     assert {key: getattr(model, key) for key in expected} == expected
     noted = {
         "a delay of 0", "minWorkers alone", "maxWorkers alone", "timeouts are ignored", "timeouts of the archive",
@@ -268,66 +265,23 @@ def test_what_an_archive_says_in_vain_is_refused(tmp_path: Path, config: object,
     """TorchServe drops values of a wrong type, and starts workers that never load on YAML that it cannot read."""
     archive(tmp_path, config)
     with pytest.raises(ConfigError, match=complaint):
-        effective.models(properties.parse("", "f"), tmp_path)
+        effective.settings(properties.parse("", "f"), *archives(tmp_path)[0])
 
 
 def test_unknown_keys_of_an_archive_are_noted(tmp_path: Path) -> None:
     """TorchServe swallows them; what a handler reads is its own."""
     archive(tmp_path, {"batchsize": 8, "minWorker": 1, "handler": {"top_k": 3}})
-    [model] = effective.models(properties.parse("", "f"), tmp_path)
+    model = effective.settings(properties.parse("", "f"), *archives(tmp_path)[0])
     assert model.notes == [
         "batchsize: TorchServe 0.12 knows no such key; did you mean batchSize?",
         "minWorker: TorchServe 0.12 knows no such key; did you mean minWorkers?",
     ]
 
 
-@pytest.mark.parametrize(
-    ("query", "complaint"),
-    [
-        ("url=model.mar&batchsize=8", "batchsize: TorchServe 0.12 knows no such key; did you mean batch_size?"),
-        ("url=model.mar&max_workers=8", "max_workers: TorchServe 0.12 knows no such key"),
-        ("url=model.mar&batch_size=many", "batch_size=many: expected a whole number"),
-        ("url=model.mar&batch_size=0", "batch_size=0: expected 1 or more"),
-        ("url=model.mar&initial_workers=-1", "initial_workers=-1: expected a whole number"),
-        ("url=model.mar&synchronous=yes", "synchronous=yes: expected true or false"),
-        ("url=model.mar&batch_size=2&batch_size=8", "batch_size is given twice"),
-        ("batch_size=8", "expected url=NAME.mar"),
-        ("url=", "expected an archive of the model store"),
-        ("url=nobody.mar", "url=nobody.mar: expected an archive of the model store"),
-        ("url=../model.mar", "expected an archive of the model store"),
-        ("url=http://example.org/model.mar", "expected an archive of the model store"),
-    ],
-)
-def test_what_a_call_says_in_vain_is_refused(tmp_path: Path, query: str, complaint: str) -> None:
-    """TorchServe ignores what it does not know, and takes a default for what it cannot read."""
-    archive(tmp_path, None)
-    with pytest.raises(ConfigError, match=re.escape(complaint)):
-        effective.registered(properties.parse("", "f"), tmp_path, query)
-
-
-def test_what_a_call_loses_is_noted(tmp_path: Path) -> None:
-    """An archive's YAML decides on workers and timeouts, the call on the rest; without YAML it is the key models."""
-    archive(tmp_path, {"minWorkers": 1, "maxWorkers": 1, "batchSize": 8})
-    archive(tmp_path, None, "bare")
-    call = "http://127.0.0.1:8081/models?url={}.mar&model_name=model&initial_workers=2&batch_size=16&response_timeout=9"
-    read = properties.parse(DECLARED, "f")
-    of_archive = effective.registered(read, tmp_path, call.format("model"))
-    assert (of_archive.workers, of_archive.batch_size, of_archive.response_timeout_s) == (1, 16, 120)
-    assert [note.partition(":")[0] for note in of_archive.notes] == [
-        "models", "response_timeout is ignored", "initial_workers is ignored"
-    ]  # fmt: skip
-    of_models = effective.registered(read, tmp_path, call.format("bare"))
-    assert (of_models.name, of_models.workers, of_models.response_timeout_s) == ("model", 2, 7)
-    assert of_models.notes == ["response_timeout is ignored: the key models decides"]
-    assert effective.registered(properties.parse("", "f"), tmp_path, "url=bare.mar&batch_size=2").notes == [
-        "no worker: requests are refused until it is scaled"
-    ]
-
-
 def test_a_start_warns_of_what_counts_for_nothing(
     model_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The notes of `client config`, a line each on stderr, and nothing for what we ship."""
+    """The notes of `python -m server config`, a line each on stderr, and nothing for what we ship."""
     config = tmp_path / "f.properties"
     first = free_ports()
     with socket.socket() as other:
@@ -342,11 +296,20 @@ def test_a_start_warns_of_what_counts_for_nothing(
             assert len(said.splitlines()) == bool(warning)
 
 
+def test_the_model_api_is_on_when_asked_for() -> None:
+    """Of what is shipped alone it is off; no file needs to be changed."""
+    config = ServerConfig.read(CONFIG)
+    assert not config.properties.is_true("enable_model_api")
+    assert config.with_model_api().properties.is_true("enable_model_api")
+    assert config.with_model_api().properties.refusals == []
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "client", "config", *arguments]
+    command = [sys.executable, "-m", "server", "config", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.process
 def test_the_command_shows_the_effective_values(tmp_path: Path) -> None:
     """The table has each key with where its value is from, and each archive; --json has the same."""
     archive(tmp_path, {"minWorkers": 1, "maxWorkers": 2, "batchSize": 8, "maxBatchDelay": 0})
@@ -365,27 +328,9 @@ def test_the_command_shows_the_effective_values(tmp_path: Path) -> None:
         "value": "prometheus", "default": "log", "from": f"{CONFIG}:{number}"
     }  # fmt: skip
     assert document["models"][0]["batch_delay_ms"] == 100
-    assert document["registered"] is None
 
 
-def test_the_command_shows_what_a_call_would_give(tmp_path: Path) -> None:
-    """A table of its own below the others, with a word on the model API where that is off; and the same as JSON."""
-    archive(tmp_path, {"minWorkers": 1, "maxWorkers": 2, "batchSize": 8})
-    call = [str(CONFIG), "--model-store", str(tmp_path), "--register", "url=model.mar&batch_size=4&max_batch_delay=0"]
-    shown = run(*call)
-    assert shown.returncode == 0, shown.stderr
-    of_start, of_call = shown.stdout.split("by the call that registers it:")
-    assert ["model", "1.0", "1–2", "8", "100", "ms"] in [line.split()[:6] for line in of_start.splitlines()]
-    assert ["model", "1.0", "1–2", "4", "0", "ms"] in [line.split()[:6] for line in of_call.splitlines()]
-    assert of_call.splitlines()[-1] == "enable_model_api is false: the call is answered with 405"
-    document = json.loads(run(*call, "--json").stdout)
-    assert (document["models"][0]["batch_size"], document["registered"]["batch_size"]) == (8, 4)
-    wrong = run(*call[:-1], "batch_size=4")
-    assert (wrong.returncode, wrong.stderr) == (
-        1, "error: --register: expected url=NAME.mar, an archive of the model store\n"
-    )  # fmt: skip
-
-
+@pytest.mark.process
 def test_the_command_refuses_in_lines(tmp_path: Path) -> None:
     """Every fault has its line on stderr, and the exit status is 1."""
     file = tmp_path / "broken.properties"
@@ -416,7 +361,7 @@ def described(server: RunningServer, model: str = MODEL) -> dict[str, int]:
 
 
 def foreseen(config: Path, store: Path) -> dict[str, int]:
-    [model] = effective.models(properties.read(config), store)
+    model = effective.settings(properties.read(config), *archives(store)[0])
     return numbers(model)
 
 
@@ -459,6 +404,8 @@ def reconfigured(archive: Path, folder: Path, settings: dict[str, int] | None) -
     return repacked(archive, folder, change)
 
 
+@pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.parametrize("name", ODD)
 def test_a_running_server_is_odd_as_foreseen(model_store: Path, tmp_path: Path, name: str) -> None:
     """The same where TorchServe does otherwise than what is written, in archive and file."""
@@ -472,44 +419,5 @@ def test_a_running_server_is_odd_as_foreseen(model_store: Path, tmp_path: Path, 
     config.write_text(CONFIG.read_text() + of_file)
     expected = foreseen(config, store)
     assert odd.items() <= expected.items()
-    run_dir = tmp_path / "run"
-    try:
-        assert described(launch.start(run_dir, store, config, free_ports())).items() <= expected.items()
-    finally:
-        processes.stop(run_dir)
-
-
-CALLS = (
-    ("said", "initial_workers=2&batch_size=16&max_batch_delay=0&response_timeout=33&startup_timeout=44"),
-    ("silent", "batch_size=16"),
-    ("silent", "initial_workers=1&startup_timeout=44"),
-    ("none", "model_name=declared&initial_workers=0&batch_size=16&response_timeout=33"),
-    ("none", "model_name=declared-too&max_batch_delay=50"),
-    ("none", "response_timeout=33&startup_timeout=44"),
-)
-
-
-def test_what_is_registered_is_as_foreseen(model_store: Path, tmp_path: Path) -> None:
-    """The oracle for calls: archives that say everything, that leave workers and timeouts open, and without YAML."""
-    of_models = {"1.0": {"minWorkers": 2, "batchSize": 4, "responseTimeout": 7}}
-    config = tmp_path / "calls.properties"
-    declared = json.dumps({"declared": of_models, "declared-too": of_models})
-    config.write_text(f"{CONFIG.read_text()}enable_model_api=true\ndefault_startup_timeout=99\nmodels={declared}\n")
-    store, run_dir = tmp_path / "store", tmp_path / "run"
-    shutil.copytree(model_store, store)
-    said = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 8, "maxBatchDelay": 2}
-    try:
-        server = launch.start(run_dir, store, config, free_ports())
-        token = json.loads(server.key_file.read_text())["management"]["key"]
-        for name, settings in (("said", said), ("silent", {"maxBatchDelay": 2}), ("none", None)):
-            reconfigured(model_store / f"{MODEL}.mar", tmp_path / name, settings).rename(store / f"{name}.mar")
-        for number, (name, call) in enumerate(CALLS):
-            query = f"url={name}.mar&synchronous=false&{call}"
-            query += "" if "model_name" in call else f"&model_name=call-{number}"
-            model = effective.registered(properties.read(config), store, query)
-            requests.post(
-                f"{server.management_url}/models?{query}", headers={"Authorization": f"Bearer {token}"}, timeout=30
-            ).raise_for_status()
-            assert described(server, model.name).items() <= numbers(model).items(), query
-    finally:
-        processes.stop(run_dir)
+    with started(tmp_path / "run", store, config) as server:
+        assert described(server).items() <= expected.items()

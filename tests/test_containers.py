@@ -5,7 +5,6 @@ deploy/docker/prove.sh builds and runs the whole; it takes minutes and is starte
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -21,13 +20,14 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from archive.members import MANIFEST_FILE
 from archive.sign import keygen, sign, write
-from client.__main__ import app
-from client.edge import servers as edge_servers
 from deploy.docker.requirements import requirements
+from operate.__main__ import app
+from operate.edge import servers as edge_servers
 from server import properties
 from server.launch import RunningServer
-from tests.broken import repacked
+from tests.broken import repacked, replaced, spoil_golden_answers
 from tests.conftest import MODEL, ROOT
 
 DOCKER = ROOT / "deploy" / "docker"
@@ -53,12 +53,14 @@ def hadolint(dockerfile: Path) -> subprocess.CompletedProcess[str]:
     return run("hadolint", "--no-color", dockerfile)
 
 
+@pytest.mark.process
 def test_the_dockerfile_has_no_findings() -> None:
     """hadolint, which looks at the shell within as well."""
     finished = hadolint(DOCKER / "Dockerfile")
     assert finished.returncode == 0, finished.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("old", "new", "finding"),
     [
@@ -84,6 +86,7 @@ def compose(*files: Path, **environment: str) -> subprocess.CompletedProcess[str
     return run(*command, *(part for file in files for part in ("--file", file)), "config", **environment)
 
 
+@pytest.mark.process
 def test_compose_takes_its_files() -> None:
     """On the CPU, and with the GPU's additions, which change the image of every service of ours."""
     alone = compose(DOCKER / "compose.yaml", **SECRETS)
@@ -94,6 +97,24 @@ def test_compose_takes_its_files() -> None:
     assert "classifier:cpu" not in both.stdout
 
 
+@pytest.mark.process
+def test_the_lesson_opens_to_this_machine_alone() -> None:
+    """A service for each profile, on the script's own port; only one has a GPU, and a mistyped key would be refused."""
+    finished = compose(DOCKER / "compose.lesson.yaml", COMPOSE_PROFILES="cpu,gpu")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("driver: nvidia") == 1
+    services = yaml.safe_load((DOCKER / "compose.lesson.yaml").read_text())["services"]
+    assert {name: "deploy" in service for name, service in services.items()} == {"cpu": False, "gpu": True}
+    script = (ROOT / "scripts" / "lesson.sh").read_text()
+    for name, service in services.items():
+        assert service["profiles"] == [name]
+        assert service["command"] == ["scripts/lesson.sh", "--ip", "0.0.0.0"]
+        assert service["ports"] == ["127.0.0.1:8888:8888"]
+    assert "port=8888\n" in script
+    assert "ip=127.0.0.1\n" in script
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("missing", SECRETS)
 def test_compose_does_not_start_an_edge_without_its_secrets(missing: str) -> None:
     """Each is asked for by name."""
@@ -102,6 +123,7 @@ def test_compose_does_not_start_an_edge_without_its_secrets(missing: str) -> Non
     assert missing in finished.stderr
 
 
+@pytest.mark.process
 def test_compose_refuses_a_key_that_it_does_not_know(tmp_path: Path) -> None:
     """The check can fail."""
     (tmp_path / "compose.yaml").write_text((DOCKER / "compose.yaml").read_text().replace("read_only", "readonly"))
@@ -122,6 +144,7 @@ def test_every_service_is_confined() -> None:
     assert [name for name, service in COMPOSE["services"].items() if "ports" in service] == ["network"]
 
 
+@pytest.mark.process
 def test_the_edge_knows_the_server_of_compose() -> None:
     """servers.yaml is one that the edge takes; its key file and its archive lie in volumes that both have."""
     config = edge_servers.read(DOCKER / "servers.yaml")
@@ -149,7 +172,7 @@ def test_bodies_are_on_a_disk() -> None:
 def test_prometheus_finds_the_readiness_server_of_compose() -> None:
     """Its command is understood, and listens where Prometheus asks; it has the edge's golden images and tolerance."""
     arguments = COMPOSE["services"]["readiness"]["command"]
-    assert arguments[:4] == ["python", "-m", "client", "ready"]
+    assert arguments[:4] == ["python", "-m", "operate", "ready"]
     command = typer.main.get_command(app).commands["ready"]  # type: ignore[attr-defined]
     options = command.make_context("ready", arguments[4:]).params
     prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
@@ -219,6 +242,7 @@ def starts(folder: Path, module: str) -> bool:
     return run(sys.executable, "-m", module, "--help", cwd=folder).returncode == 0
 
 
+@pytest.mark.process
 def test_the_image_has_what_serves_and_no_keys(tmp_path: Path) -> None:
     """Server, client and archive start from what .dockerignore lets through; the edge's keys stay outside."""
     ignored = (ROOT / ".dockerignore").read_text()
@@ -226,13 +250,14 @@ def test_the_image_has_what_serves_and_no_keys(tmp_path: Path) -> None:
     for folder, rules in ((whole, ignored), (partial, ignored.replace("!archive\n", ""))):
         folder.mkdir()
         into_the_image(folder, rules)
-    assert all(starts(whole, module) for module in ("server", "client", "archive"))
+    assert all(starts(whole, module) for module in ("server", "client", "operate", "archive"))
     assert not starts(partial, "server"), "the check can fail"
     assert (whole / "deploy" / "nginx" / "nginx.conf").is_file()
     assert not (whole / "deploy" / "nginx" / "keys.conf").exists()
     assert not (whole / "train").exists()
 
 
+@pytest.mark.process
 def test_metrics_can_be_asked_for_from_outside_and_nothing_else(tmp_path: Path) -> None:
     """The Dockerfile's own command makes a configuration that the server takes, and opens one port."""
     [command] = re.findall(r"^RUN (sed .*)$", DOCKERFILE, flags=re.MULTILINE)
@@ -263,6 +288,7 @@ def take(folder: Path, key: str) -> subprocess.CompletedProcess[str]:
     return run(DOCKER / "take.sh", folder, folder.parent / "taken", folder.parent / key)
 
 
+@pytest.mark.process
 def test_a_signed_archive_is_taken_with_its_golden_images(signed: Path) -> None:
     """Archive, signature and golden images, and nothing that is half there."""
     finished = take(signed, "mine.pub")
@@ -274,6 +300,26 @@ def test_a_signed_archive_is_taken_with_its_golden_images(signed: Path) -> None:
     assert take(signed, "mine.pub").returncode == 0, "again, as after a restart"
 
 
+@pytest.mark.process
+def test_a_model_may_be_called_as_the_folders_are(signed: Path) -> None:
+    """Names that take.sh itself uses; each model arrives with its golden images."""
+    names = ("golden", "store", "unpacked", "incoming")
+    for name in names:
+        place = signed.parent / name
+        place.mkdir()
+        built = repacked(
+            signed / f"{MODEL}.mar", place, lambda content, name=name: replaced(content, MANIFEST_FILE, MODEL, name)
+        )
+        archive = built.rename(signed / f"{name}.mar")
+        write(sign(archive, signed.parent / "mine"), archive)
+    finished = take(signed, "mine.pub")
+    assert finished.returncode == 0, finished.stderr
+    taken = signed.parent / "taken"
+    assert {path.stem for path in (taken / "store").glob("*.mar")} == {MODEL, *names}
+    assert all((taken / "golden" / name / "golden.json").is_file() for name in (MODEL, *names))
+
+
+@pytest.mark.process
 def test_an_archive_of_somebody_else_is_not_taken(signed: Path) -> None:
     """Nor one that was changed, or that nobody signed; what was there before is gone as well."""
     assert take(signed, "mine.pub").returncode == 0
@@ -307,14 +353,7 @@ def test_health_is_that_of_the_answers(torchserve: RunningServer, model_store: P
     healthy = run(DOCKER / "healthcheck.sh", "store", cwd=tmp_path, **place)
     assert healthy.returncode == 0, healthy.stderr
     assert "golden images answered as measured" in healthy.stdout
-
-    def spoil(content: Path) -> None:
-        file = content / "golden" / "golden.json"
-        document = json.loads(file.read_text())
-        document["probabilities"] = {name: row[::-1] for name, row in document["probabilities"].items()}
-        file.write_text(json.dumps(document))
-
-    repacked(model_store / f"{MODEL}.mar", store, spoil)
+    repacked(model_store / f"{MODEL}.mar", store, spoil_golden_answers)
     unhealthy = run(DOCKER / "healthcheck.sh", store, **place)
     assert (unhealthy.returncode, unhealthy.stderr.count("instead of")) == (1, 1)
     assert run(DOCKER / "healthcheck.sh", "--workers", store, **place).returncode == 0

@@ -11,14 +11,16 @@ import torch
 from PIL import Image, ImageFile
 from torchvision.transforms import v2
 
-from handler.decoding import FORMATS, decode
-from handler.errors import RequestError
+from handler.decoding import decode
+from handler.errors import RequestError, UnsupportedImage
+from handler.formats import FORMATS
 from handler.settings import HandlerSettings, SettingsError
 from tests.images import (
     BAD,
     UPRIGHT_AFTER_A_TURN,
     encode,
     gradient,
+    heic,
     png,
     premultiplied_tiff,
     tiff_of_12_bits,
@@ -47,7 +49,8 @@ def test_every_colour_mode_gives_the_models_input(mode: str, settings: HandlerSe
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_every_format_that_is_named_is_taken(image_format: str) -> None:
     """The list in the error message is what really decodes."""
-    assert decode(encode(gradient(), image_format), COLOUR).shape == (3, 32, 32)
+    data = heic("gradient") if image_format == "HEIF" else encode(gradient(), image_format)
+    assert decode(data, COLOUR).shape == (3, 32, 32)
 
 
 def test_alpha_is_laid_over_white() -> None:
@@ -126,6 +129,23 @@ def test_one_resampling_equals_resize_and_centre_crop(width: int, height: int) -
     assert difference.mean() < 3
 
 
+@pytest.mark.parametrize(("width", "height"), [(37, 53), (640, 427), (32, 32), (33, 100), (1001, 700)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_torchvisions_modes_give_torchvisions_pixels(width: int, height: int, interpolation: str) -> None:
+    """Exactly, of a JPEG that the default mode decodes smaller; the default differs, or this would prove nothing."""
+    encoded = encode(gradient(width, height), "JPEG")
+    settings = HandlerSettings.parse({**dict(COLOUR), "resize_size": 37, "interpolation": interpolation}, "here")
+    by = v2.InterpolationMode(interpolation)
+    for mode, steps in {
+        "torchvision": [v2.Resize(37, by), v2.CenterCrop(32)],
+        "squash": [v2.Resize((32, 32), by)],
+    }.items():
+        wanted = v2.Compose([*steps, v2.PILToTensor()])(Image.open(io.BytesIO(encoded)))
+        assert torch.equal(decode(encoded, settings.model_copy(update={"resize_mode": mode})), wanted), mode
+    wanted = v2.Compose([v2.Resize(37, by), v2.CenterCrop(32), v2.PILToTensor()])(Image.open(io.BytesIO(encoded)))
+    assert not torch.equal(decode(encoded, settings), wanted)
+
+
 def test_draft_decoding_of_large_jpegs_keeps_the_picture() -> None:
     """Decoding a large JPEG at a fraction of its size changes no pixel visibly."""
     jpeg = encode(gradient(1600, 1200), "JPEG", quality=95)
@@ -141,7 +161,7 @@ def test_bad_images_are_refused_with_code_and_reason(name: str) -> None:
         decode(body, COLOUR)
     assert refusal.value.code == code
     assert len(str(refusal.value)) > 10
-    assert refusal.value.body()["code"] == code
+    assert refusal.value.document()["code"] == code
 
 
 @pytest.mark.parametrize(
@@ -167,3 +187,43 @@ def test_a_photographs_own_thumbnails_are_no_scans() -> None:
     image = Image.new("RGB", (40, 40), (200, 30, 30))
     plain, with_metadata = encode(image, "JPEG"), encode(image, "JPEG", comment=b"\xff\xda" * 200)
     assert torch.equal(decode(plain, settings), decode(with_metadata, settings))
+
+
+OTHERS = {
+    "JPEG XL": b"\xff\x0a\xfa\x7f",
+    "JPEG XL in boxes": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "JPEG 2000": encode(gradient(), "JPEG2000"),
+    "JPEG 2000 without boxes": encode(gradient(), "JPEG2000", no_jp2=True),
+    "DICOM": bytes(128) + b"DICM" + bytes(20),
+    "SVG": b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "PDF": b"%PDF-1.7\n",
+    "a web page": b"<!doctype html><title>404</title>",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_known_and_not_taken_is_named(name: str) -> None:
+    """With what to do about it; what nobody knows is no image."""
+    with pytest.raises(
+        UnsupportedImage, match=rf"this is {name.partition(' in ')[0].partition(' without')[0]}, .*JPEG"
+    ):
+        decode(OTHERS[name], COLOUR)
+    with pytest.raises(UnsupportedImage, match="not an image"):
+        decode(b"<x/> and no picture", COLOUR)
+
+
+def test_a_heic_is_named_where_it_is_not_taken() -> None:
+    """Also of the general brand, which is no damaged AVIF; and an AVIF is none of the other."""
+    data = heic("gradient")
+    general = data[:8] + b"mif1" + data[12:]
+    for file in (data, general):
+        with pytest.raises(UnsupportedImage, match="this is HEIC"):
+            decode(file, COLOUR.model_copy(update={"formats": ["JPEG", "AVIF"]}))
+
+
+def test_a_heic_without_its_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is named."""
+    without = tuple(name for name in FORMATS if name != "HEIF")
+    monkeypatch.setattr("handler.decoding.FORMATS", without)
+    with pytest.raises(UnsupportedImage, match="this is HEIC, which is not taken here without the package pi-heif"):
+        decode(heic("gradient"), COLOUR)

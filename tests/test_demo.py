@@ -10,14 +10,16 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 from PIL import Image
 from playwright.sync_api import Browser, Page, Request, expect
 
@@ -83,7 +85,7 @@ def upload(tab: Page, content: bytes) -> None:
 
 
 def expect_answer(tab: Page, pattern: str) -> None:
-    expect(tab.get_by_label("Answer")).to_have_value(re.compile(pattern), timeout=PATIENCE_MS)
+    expect(tab.get_by_label("Time and version")).to_have_value(re.compile(pattern), timeout=PATIENCE_MS)
 
 
 def expect_explained(tab: Page, label: str) -> None:
@@ -132,7 +134,7 @@ def test_paste_and_a_bad_file_on_a_phone(
         tab.reload()
         expect(tab.get_by_role("heading", name=MODEL)).to_be_visible(timeout=PATIENCE_MS)
         upload(tab, BAD["text"][0])
-        expect_answer(tab, "^error: 415 UnsupportedImage: not an image in a format that is taken")
+        expect_answer(tab, "^error: 415 UnsupportedImage: not an image in an accepted format")
         tab.screenshot(path=tmp_path / "bad.png", full_page=True)
 
 
@@ -185,6 +187,8 @@ def recording() -> Iterator[tuple[str, list[bytes], Callable[[], None]]]:
         thread.join()
 
 
+@pytest.mark.process
+@pytest.mark.slow
 @needs_gradio
 def test_bytes_arrive_as_they_are_and_a_dead_server_is_told(browser: Browser, digit: bytes, tmp_path: Path) -> None:
     """The server gets the very file, also one that is no image; once it is gone the page says so; uploads go."""
@@ -206,6 +210,7 @@ def test_bytes_arrive_as_they_are_and_a_dead_server_is_told(browser: Browser, di
     assert not list(tmp_path.glob("demo-*"))
 
 
+@pytest.mark.process
 def test_a_closed_terminal_leaves_no_uploads(tmp_path: Path) -> None:
     """Their folder goes with the command, here while it imports gradio."""
     closing = "import signal\nprint('imported', flush=True)\nsignal.raise_signal(signal.SIGHUP)"
@@ -231,13 +236,11 @@ def test_only_uploads_are_read(tmp_path: Path) -> None:
             demo.read_upload({"path": str(path)}, uploads)
 
 
+@pytest.mark.process
 def test_without_gradio_one_line_says_what_to_install(tmp_path: Path) -> None:
     """A missing gradio is told with the command that installs it."""
     (tmp_path / "gradio.py").write_text("raise ImportError('not here')")
-    finished = subprocess.run(
-        [sys.executable, "-m", "client", "demo", MODEL], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    finished = run_module("client", "demo", MODEL, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert finished.returncode == 1
     assert finished.stderr == "error: the page needs gradio: pip install 'gradio>=6.31'\n"
 
@@ -251,3 +254,86 @@ def test_a_drawing_is_turned_light_on_dark() -> None:
         assert encoded.startswith(b"\x89PNG")
         seen = Image.open(io.BytesIO(encoded)).convert("L")
         assert (seen.getpixel((1, 1)), seen.getpixel((0, 0))) == expected
+
+
+class Reached(Exception):
+    pass
+
+
+def guarded(headers: Mapping[str, str], name: str = "127.0.0.1", kind: str = "http") -> int:
+    """The status of a request with these headers; 200 where it reaches the page."""
+
+    async def page(scope: demo.Scope, receive: demo.Receive, send: demo.Send) -> None:
+        raise Reached
+
+    async def receive() -> object:
+        raise AssertionError("nothing of the body is read")
+
+    said: list[Mapping[str, Any]] = []
+
+    async def send(message: Mapping[str, Any]) -> None:
+        said.append(message)
+
+    sent = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    try:
+        demo.Guard(page, name)({"type": kind, "headers": sent}, receive, send).send(None)
+    except Reached:
+        return 200
+    except StopIteration:  # as an event loop runs it to its end
+        pass
+    return int(said[0].get("status", said[0].get("code")))
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "127.0.0.1:7860"}, 200),
+        ({"host": "LOCALHOST:7860", "origin": "http://localhost:7860"}, 200),
+        ({"host": "[::1]:7860"}, 200),
+        ({"host": "192.168.1.2:7860"}, 200),
+        ({"host": "rebound.example:7860"}, 403),
+        ({"host": "localhost.rebound.example"}, 403),
+        ({"host": "localhost:7860@rebound.example"}, 403),
+        ({"host": "localhost\n"}, 403),
+        ({"host": ""}, 403),
+        ({}, 403),
+        ({"host": "127.0.0.1:7860", "origin": "https://other.example"}, 403),
+        ({"host": "127.0.0.1:7860", "origin": "null"}, 403),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:9"}, 403),
+        ({"host": "127.0.0.1:7860", "content_length": str(300 << 20)}, 413),
+        ({"host": "127.0.0.1:7860", "content_length": "-1"}, 411),
+        ({"host": "127.0.0.1:7860", "transfer_encoding": "chunked"}, 411),
+    ],
+)
+def test_only_the_page_itself_asks(headers: dict[str, str], status: int) -> None:
+    """By an address, or by a name of this machine; no page that is pointed here, no other page, no large body."""
+    assert guarded(headers) == status
+
+
+def test_a_host_that_is_named_may_be_asked_for() -> None:
+    """`--host NAME` is the name's own permission; a socket of another page is closed."""
+    assert guarded({"host": "page.example:7860"}, "page.example") == 200
+    assert guarded({"host": "rebound.example"}, kind="websocket") == 1008
+
+
+def test_the_page_names_no_key_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the tokens should be is said in the terminal alone."""
+    pytest.importorskip("PIL")
+    [(_, _, line)] = demo.ask(TorchServe("http://127.0.0.1:9", key_file=tmp_path / "none.json"), MODEL, b"image")
+    assert str(tmp_path) not in line
+    assert "the terminal" in line
+    assert str(tmp_path / "none.json") in capsys.readouterr().err
+
+
+@needs_gradio
+def test_a_page_that_is_pointed_here_gets_nothing(address: str) -> None:
+    """As the command serves it."""
+    port = urlsplit(address).port
+    for headers, status in (
+        ({}, 200),
+        ({"Host": f"rebound.example:{port}"}, 403),
+        ({"Origin": "http://a.example"}, 403),
+    ):
+        assert requests.get(address, headers=headers, timeout=30).status_code == status
+    large = requests.post(f"{address}/gradio_api/upload", data=b"x" * (20 << 20), timeout=30)
+    assert large.status_code == 413

@@ -19,14 +19,18 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
+from archive.run_folder import RunFolder
+from networks import models
 from tests.conftest import MODEL, ROOT
-from train import models, run_folder
 from train.loop import LabelledTensors, Trainer
 from train.recipe import TrainingSection
 
-# Without random changes of the images, whose draws differ from process to process.
-PLAIN = ("training.epochs=4", "training.augmentation.rotation_degrees=0", "training.augmentation.translation=0",
-         "training.augmentation.zoom=0")  # fmt: skip
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+# Without random changes of the images, whose draws differ from process to process, and with small steps: at the
+# recipe's rate the loss falls so steeply that rounding grows to percents.
+PLAIN = ("training.epochs=4", "training.learning_rate=0.01", "training.augmentation.rotation_degrees=0",
+         "training.augmentation.translation=0", "training.augmentation.zoom=0")  # fmt: skip
 OPTIONS = ["--accelerator", "cpu", *(argument for override in PLAIN for argument in ("--set", override))]
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1")
@@ -60,12 +64,12 @@ def assert_same(run: Path, undisturbed: Path) -> None:
     """The same losses, weights and held-out accuracy up to rounding, and nothing else left beside them."""
     metrics, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (run, undisturbed))
     for shared, alone in zip(metrics["history"], expected["history"], strict=True):
-        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-2)
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)
         assert shared["val_acc1"] == pytest.approx(alone["val_acc1"], abs=0.02)
     assert metrics["test"]["acc1"] == pytest.approx(expected["test"]["acc1"], abs=ACCURACY_TOLERANCE)
     first, second = (load_file(folder / "weights.safetensors") for folder in (run, undisturbed))
     for key in first:
-        assert torch.allclose(first[key], second[key], atol=1e-2), key
+        assert torch.allclose(first[key], second[key], atol=1e-3), key
     assert list(run.parent.iterdir()) == [run]
 
 
@@ -85,7 +89,7 @@ def train_in_two_processes(recipe: str, runs: Path, *options: str) -> subprocess
 def test_a_last_batch_of_one_image_does_not_stop_two_processes(tmp_path: Path) -> None:
     """1,293 images in batches of 34 leave one, which one process would lack. Only the first says what it wrote."""
     (tmp_path / MODEL).mkdir()
-    (tmp_path / MODEL / run_folder.RECIPE_FILE).touch()
+    (tmp_path / MODEL / RunFolder.recipe).touch()
     overrides = ("--set", "training.epochs=1", "--set", "training.batch_size=34")
     finished = train_in_two_processes(MODEL, tmp_path, "--overwrite", *overrides)
     assert finished.returncode == 0, finished.stderr[-3000:]
@@ -106,7 +110,7 @@ def evaluate_other_labels(fabric: Fabric) -> list[tuple[float, float]]:
     """What `Trainer.evaluate` gives in each process, all images being of the class that is the process's number."""
     torch.manual_seed(0)
     network, training = models.OWN["lenet5"](1, 2), TrainingSection(epochs=1, batch_size=2, learning_rate=1)
-    trainer = Trainer(fabric, network, training, 2, Path("unused"))
+    trainer = Trainer(fabric, network, training, 2, RunFolder(Path("unused")))
     val = LabelledTensors(torch.zeros(4, 1, 32, 32, dtype=torch.uint8), torch.full((4,), fabric.global_rank))
     gathered = fabric.all_gather(torch.tensor(trainer.evaluate(val)))
     assert isinstance(gathered, torch.Tensor)

@@ -6,6 +6,7 @@ tests/test_docs_run.py runs what it can of them.
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import zipfile
@@ -14,10 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import typer
 
+from handler.settings import keys
 from tests import write_commands
 from tests.conftest import CONFIG, ROOT
 from tests.pages import CLAIMS, COMMANDS, PAGES, SHOWN, fences
+from train.recipe import Recipe
 
 SCRIPTS = {
     "scripts/archive.sh": ("archive", "build"), "scripts/serve.sh": ("server", "start"),
@@ -120,9 +124,41 @@ def test_a_command_that_does_not_exist_is_found(line: str, complaint: str) -> No
         understand(found)
 
 
-def test_help_is_as_documented() -> None:
-    """docs/commands.md is what --help says."""
-    assert write_commands.PAGE.read_text() == write_commands.page(), "python -m tests.write_commands writes it anew"
+def unexplained(line: str, command: write_commands.Command) -> list[str]:
+    """What the help of a command lacks: its text, a text for a parameter, an example that it would accept."""
+    example = (command.epilog or "").partition("Example: ")[2]
+    lacking = [] if command.help else ["help"]
+    lacking += [parameter.name or "" for parameter in command.params if not getattr(parameter, "help", "")]
+    return [f"{line}: {what}" for what in (*lacking, *([] if example.startswith(line) else ["example"]))]
+
+
+@pytest.mark.parametrize(
+    ("line", "command"), [(line, part) for line, part in write_commands.commands() if "benchmarks" not in line]
+)
+def test_help_explains_every_option(line: str, command: write_commands.Command) -> None:
+    """And shows an example that the command itself understands."""
+    assert unexplained(line, command) == []
+    [example] = commands(command.epilog or "")
+    understand(example)
+
+
+def test_help_that_lacks_something_is_found() -> None:
+    """A text of its own, one of an option, and an example."""
+    app = typer.Typer()
+    app.command()(lambda loud: None)
+    mute = typer.main.get_command(app)
+    assert isinstance(mute, write_commands.Command)
+    assert unexplained("python -m mute", mute) == [f"python -m mute: {what}" for what in ("help", "loud", "example")]
+
+
+def test_the_reference_is_as_the_code() -> None:
+    """docs/reference.md is what commands and schema say, and no key is without an explanation."""
+    page = PAGES["docs/reference.md"]
+    assert page == write_commands.page(), "python -m tests.write_commands writes it anew"
+    assert set(re.findall(r"^\| `([a-z_0-9.]+)` \|", page, re.MULTILINE)) == {
+        key for key in keys(Recipe) if not re.search(rf"^### `{re.escape(key)}`$", page, re.MULTILINE)
+    }
+    assert re.findall(r"^.*\|  \|$", page, re.MULTILINE) == []
 
 
 def test_every_command_is_documented() -> None:
@@ -161,21 +197,48 @@ def test_links_lead_somewhere(name: str) -> None:
     assert dead_links(PAGES[name], (ROOT / name).parent) == []
 
 
-def test_the_readme_names_every_page() -> None:
-    """Whoever begins there finds all of docs/."""
-    assert [name for name in PAGES if name.startswith("docs/") and f"]({name})" not in PAGES["README.md"]] == []
+def reached(pages: dict[str, str]) -> set[str]:
+    """The pages that one comes to by links, from the README on."""
+    found, ahead = set[str](), ["README.md"]
+    while ahead:
+        name = ahead.pop()
+        if name in pages and name not in found:
+            found.add(name)
+            targets = re.findall(r"\]\((?!https?://)([^)#\s]+)", pages[name])
+            ahead += [os.path.normpath(Path(name).parent / target) for target in targets]
+    return found
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    """By links, over other pages or not; a page without a link to it is found."""
+    assert sorted({name for name in PAGES if name.startswith("docs/")} - reached(PAGES)) == []
+    assert reached({"README.md": "[a](docs/a.md)", "docs/a.md": "[b](../b.md)", "docs/c.md": ""}) == {
+        "README.md", "docs/a.md"
+    }  # fmt: skip
 
 
 def test_a_dead_link_is_found() -> None:
     """A file, a heading of another page, and one of the same."""
-    page = "# Here\n[a](none.md) [b](README.md#nowhere) [c](#there) [d](#here) [e](README.md#what-a-request-gets)\n"
+    page = "# Here\n[a](none.md) [b](README.md#nowhere) [c](#there) [d](#here) [e](README.md#start)\n"
     assert dead_links(page, ROOT) == ["none.md", "README.md#nowhere", "#there"]
 
 
 def said_by_us() -> str:
     """Every text in the sources, with … for what is filled in."""
     said = [path.read_text() for path in ROOT.glob("scripts/*.sh")]
-    for room in ("train", "archive", "handler", "server", "client"):
+    for room in (
+        "dataset",
+        "networks",
+        "measure",
+        "train",
+        "archive",
+        "export",
+        "handler",
+        "server",
+        "client",
+        "operate",
+        "system",
+    ):
         for path in (ROOT / room).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):
@@ -221,3 +284,30 @@ def test_the_ports_of_the_readme_are_the_configured_ones() -> None:
     """The table and the configuration agree."""
     rows = "\n".join(re.findall(r"^\| \d{4}.*$", PAGES["README.md"], flags=re.MULTILINE))
     assert set(re.findall(r"\b(80\d\d|70\d\d)\b", rows)) == set(re.findall(r"\b(80\d\d|70\d\d)\b", CONFIG.read_text()))
+
+
+PEERS = {
+    "this project": "ours", "this project, int8": "ours-int8", "OpenVINO behind FastAPI, int8": "openvino-int8",
+    "LitServe": "litserve", "FastAPI": "fastapi", "Ray Serve": "ray", "TorchServe, tuned": "stock-best",
+    "TorchServe, defaults": "stock-defaults",
+}  # fmt: skip
+
+
+def measured(page: str, column: str) -> dict[str, str]:
+    """A column of the first table that has it: the median of each server."""
+    [_, after] = page.split(f"| {column} |", 1)
+    head = page[: -len(after)].rsplit("\n", 1)[1]
+    place = head.count("|") - 2
+    rows = [row.split("|") for row in after.split("\n\n")[0].splitlines()[2:]]
+    return {row[1].strip(): row[place + 1].split("(")[0].strip() for row in rows}
+
+
+def test_the_readme_compares_as_measured() -> None:
+    """Its table has the medians of docs/benchmarks.md; another figure would show."""
+    page = PAGES["docs/benchmarks.md"]
+    rates, waits = measured(page, "requests/s at 8"), measured(page, "p99 ms at 8")
+    rows = re.findall(r"^\| (.+?) \| ([\d.,]+) \| ([\d.,]+) \|$", PAGES["README.md"], flags=re.MULTILINE)
+    assert {name: (rate, wait) for name, rate, wait in rows} == {
+        name: (rates[server], waits[server]) for name, server in PEERS.items()
+    }
+    assert len(set(rates.values())) > len(PEERS)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from dataset import labelled_images
 from handler.drift import InvalidReference, Reference, confidence_counts, population_stability_index
-from train import datasets, evaluation, recipe
-from train.export import load_torchscript
+from handler.variants import load_torchscript
+from measure import evaluation
+from train import recipe
 
 NAMES = ["cat", "dog", "bird"]
 GOOD = {"images": 6, "confidence": [0, 0, 0, 0, 1, 0, 0, 0, 2, 3], "classes": {"cat": 3, "dog": 2, "bird": 1}}
@@ -58,8 +60,8 @@ def test_confidence_counts_agree_with_numpy() -> None:
 def test_training_writes_the_reference_of_its_held_out_answers(run: Path) -> None:
     """`reference.json` is the exported model's answers for the held-out images, counted by numpy."""
     chosen = recipe.load("lenet5-digits")
-    held_out = datasets.load(chosen.data, chosen.input, chosen.training.seed).test
-    probabilities = evaluation.predict(load_torchscript(run / "model.pt"), held_out, chosen.input).numpy()
+    held_out = labelled_images.load(chosen.data, chosen.handler, chosen.training.seed).test
+    probabilities = evaluation.predict(load_torchscript(run / "model.pt"), held_out, chosen.handler).numpy()
     document = json.loads((run / "reference.json").read_text())
     assert document["images"] == len(held_out)
     assert document["confidence"] == np.histogram(probabilities.max(1), bins=10, range=(0, 1))[0].tolist()

@@ -18,15 +18,16 @@ import psutil
 import pytest
 import yaml
 
-from client import locks, scaling
-from client.edge import servers as edge_servers
-from client.edge.backends import Look, Server, State
-from client.edge.command import Edge
-from client.edge.images import GoldenFile
-from client.edge.nginx import Nginx
-from client.edge.share import LEASE_S, EdgeShare
-from client.errors import ClientError, EdgeUnusable, NotAsMeasured
+from client.errors import ClientError
 from client.torchserve import TorchServe
+from operate.edge import nginx
+from operate.edge import servers as edge_servers
+from operate.edge.backends import Look, Server, State
+from operate.edge.edge import Edge
+from operate.edge.nginx import Nginx
+from operate.edge.share import LEASE_S, EdgeShare
+from operate.errors import EdgeUnusable, NotAsMeasured
+from operate.golden import GoldenFile
 from tests.conftest import MODEL, ROOT, free_ports, wait_for
 from tests.edges import (
     KEY,
@@ -39,6 +40,7 @@ from tests.edges import (
     plain_session,
     running,
     start,
+    substitute,
 )
 
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx: install your system's package nginx")
@@ -61,7 +63,7 @@ def lines(file: Path) -> list[str]:
 RENEWING = """
 import sys, threading
 from pathlib import Path
-from client.edge.share import EdgeShare
+from operate.edge.share import EdgeShare
 share = EdgeShare(Path(sys.argv[1]))
 share.withdraw()
 share.give("digits", "2.0", 0.25)
@@ -70,6 +72,7 @@ threading.Event().wait()
 """
 
 
+@pytest.mark.slow
 def test_a_share_is_taken_back_once_nobody_renews_it(edge: RunningEdge) -> None:
     """As a rollout uses it: kept for twice the lease while that lives; after SIGKILL gone in time, which is said."""
     canary = edge.folder / "canary.conf"
@@ -125,6 +128,7 @@ def test_one_edge_watches_over_a_folder(edge: RunningEdge, tmp_path: Path) -> No
         wait_for(lambda: "edge: serves" in watched.said, "the edge serves")
 
 
+@pytest.mark.server
 def test_a_closed_terminal_ends_an_edge_in_order(tmp_path: Path) -> None:
     """As SIGTERM does: nginx goes with it."""
     port = free_ports()
@@ -134,26 +138,6 @@ def test_a_closed_terminal_ends_an_edge_in_order(tmp_path: Path) -> None:
         edge.process.send_signal(signal.SIGHUP)
         assert edge.process.wait(timeout=90) == 0
         assert not Nginx(folder).is_running()
-
-
-def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    """One at a time has it; a killed one blocks nobody."""
-    file = tmp_path / "lock"
-    assert not locks.is_held(file)
-    holding = (
-        "import sys, threading\nfrom pathlib import Path\nfrom client import locks\n"
-        "with locks.held(Path(sys.argv[1]), SystemExit()):\n    print(flush=True)\n    threading.Event().wait()"
-    )
-    with subprocess.Popen([sys.executable, "-c", holding, str(file)], cwd=ROOT, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"\n"
-        assert locks.is_held(file)
-        with pytest.raises(ClientError, match="taken"), locks.held(file, ClientError("taken")):
-            pass
-        process.kill()
-    assert not locks.is_held(file)
-    with locks.held(file, ClientError("taken")):
-        assert locks.is_held(file)
 
 
 def test_golden_images_are_read_when_they_change(run: Path, tmp_path: Path) -> None:
@@ -194,6 +178,7 @@ class Unrenewable:
         self.credential = self.renewed
 
 
+@pytest.mark.server
 def test_a_token_that_cannot_be_renewed_keeps_no_other_from_nginx(tmp_path: Path) -> None:
     """The problem is told, and what the other server exchanged at the same time is what nginx sends."""
     edge = Edge(make_folder(tmp_path / "edge", free_ports(), {"models": {}, "servers": []}))
@@ -209,11 +194,12 @@ def test_a_token_that_cannot_be_renewed_keeps_no_other_from_nginx(tmp_path: Path
         edge.nginx.stop()
 
 
+@pytest.mark.server
 def test_nginx_has_a_worker_for_each_core_of_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not for each core of the machine; also after a new configuration."""
     edge = Edge(make_folder(tmp_path / "edge", free_ports(), {"models": {}, "servers": []}))
     cores = (os.cpu_count() or 1) + 1
-    monkeypatch.setattr(scaling, "cores", lambda: cores)
+    monkeypatch.setattr(nginx, "cores", lambda: cores)
     edge.backends = [Unrenewable("a", None)]
     edge._follow([])
     try:
@@ -233,27 +219,24 @@ def asked(port: int, key: str) -> int:
         return session.post(f"http://127.0.0.1:{port}/predictions/{MODEL}", timeout=30).status_code
 
 
+@pytest.mark.server
 def test_the_documented_lines_let_a_key_in_and_write_down_who_asks(tmp_path: Path) -> None:
-    """The sed of "Starting it" and the two lines of "Who may ask": the key's name, the status and the path as asked."""
+    """The sed of "Starting it" and the change of "Who may ask": the key's name and the status."""
     page = (ROOT / "docs" / "edge.md").read_text()
     [sed] = re.findall(r"^sed -i .*$", page, flags=re.MULTILINE)
-    [log_format] = re.findall(r"`(log_format [^`]+;)`", page)
-    [access_log] = re.findall(r"`(access_log [^`]+;)`", page)
+    assert 'remove the line `"~^0\\.[0-4]" 0;`' in page
     port = free_ports()
     folder = make_folder(tmp_path / "edge", port, before_nothing(port))
-    keys, listen = folder / "keys.conf", folder / "listen.conf"
-    shutil.copy(TEMPLATE / "keys.conf", keys)
+    shutil.copy(TEMPLATE / "keys.conf", folder / "keys.conf")
     subprocess.run(["bash", "-ec", sed], cwd=folder, check=True, env={**os.environ, "KEY": KEY})
-    keys.write_text(f"{log_format}\n{keys.read_text()}")
-    listen.write_text(f"{listen.read_text()}{access_log}\n")
+    substitute(folder / "nginx.conf", '"~^0\\.[0-4]" 0;', "")
     with running(folder, port, wait=False) as edge:
         wait_for(lambda: "edge: serves" in edge.said, "the edge serves")
         assert [asked(port, KEY), asked(port, "another")] == [503, 401]
         log = folder / "logs" / "access.log"
         wait_for(lambda: len(log.read_text().splitlines()) == 2, "both are written down")
-        first, second = log.read_text().splitlines()
-    assert re.fullmatch(rf"\S+ me 503 [\d.]+ /predictions/{MODEL}", first)
-    assert re.fullmatch(rf"\S+  401 [\d.]+ /predictions/{MODEL}", second)
+        written = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["client"], line["status"]) for line in written] == [("me", 503), ("", 401)]
 
 
 @pytest.mark.parametrize(
@@ -274,11 +257,12 @@ def test_a_server_with_some_of_its_workers_is_a_last_resort(
 
 def command(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "client", "edge", str(folder)],
+        [sys.executable, "-m", "operate", "edge", str(folder)],
         cwd=ROOT, env=environment or None, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
+@pytest.mark.server
 def test_what_cannot_start_says_why(tmp_path: Path) -> None:
     """No folder, no certificate, no nginx: one line, exit 1, nothing left running."""
     assert re.fullmatch(r"error: \S+ has no nginx.conf: copy deploy/nginx there first.*\n", command(tmp_path).stderr)
@@ -304,6 +288,7 @@ def test_what_cannot_start_says_why(tmp_path: Path) -> None:
         ("models: {m: }\nservers: [{name: a, url: 'https://h:1', key_file: k}]", "servers.0.url: string should"),
         ("edges: [{name: a, url: 'http://h:1', key_file: k, certificate_authority: c}]", "edges.0.url: string should"),
         ("models: {m: }\nservers:\n" + "  - {name: a, url: 'http://h:1', key_file: k}\n" * 2, "names of servers and"),
+        ("models: {m: }\nservers: [{name: a, url: 'http://h:1', key_file: k, weight: 0}]", "servers.0.weight: input"),
         ("servers: [", "not valid YAML"),
     ],
 )

@@ -13,10 +13,10 @@ import pytest
 from server import processes
 from tests.conftest import MODEL, free_ports, wait_for
 from tests.edges import RunningEdge, load, make_folder, running, without_retries
-from tests.test_server_supervise import STARTED_AGAIN_WITHIN_S, Supervised
+from tests.supervised import STARTED_AGAIN_WITHIN_S, Supervised
 
 pytestmark = [
-    pytest.mark.live,
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx: install your system's package nginx"),
 ]
 

@@ -1,4 +1,4 @@
-"""Explanations and descriptions: for the asked row alone, and nobody waits for them who did not ask."""
+"""Explanations and descriptions: for the request that asks alone, and no other waits for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import shutil
 import socket
 import struct
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,17 +15,14 @@ from typing import Any
 import pytest
 import requests
 import torch
-from PIL import Image
 from ts.context import RequestProcessor
 
-from client.torchserve import TorchServe
 from handler import explanation
 from handler.image_classifier import ImageClassifier
 from handler.settings import SettingsError
 from server.launch import RunningServer
 from tests.broken import replaced
 from tests.conftest import MODEL
-from tests.images import b64
 from tests.worker import ask, load, make_context
 
 EXPLAIN = {"explain": "True"}
@@ -55,21 +51,21 @@ def test_attributions_find_the_pixels_that_decide() -> None:
 def test_less_time_means_fewer_steps(classifier: ImageClassifier, run: Path) -> None:
     """The bound on time is kept by shortening the path, never below four steps."""
     pixels = classifier.decode([sorted((run / "golden").glob("*.png"))[0].read_bytes()])[0]
-    assert explanation.explain(classifier.model.logits, pixels, 0, time_s=1e-9).steps == 4
-    assert explanation.explain(classifier.model.logits, pixels, 0, time_s=60).steps == 32
+    assert explanation.explain(classifier.network, pixels, 0, time_s=1e-9).steps == 4
+    assert explanation.explain(classifier.network, pixels, 0, time_s=60).steps == 32
 
 
-def test_the_rows_of_a_batch_share_the_time(
+def test_the_requests_of_a_batch_share_the_time(
     classifier: ImageClassifier, run: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that moves 1/16 s a step: two seconds are 28 steps for one row, 12 for each of two, and 4 for 32."""
+    """By a clock that moves 1/16 s a step: two seconds are 28 steps for one request, 12 for each of two, 4 for 32."""
     assert classifier.settings.explanation_time_s == 2
     ticks = count()
     monkeypatch.setattr(explanation, "time", SimpleNamespace(perf_counter=lambda: 0.25 * next(ticks)))
-    for rows, steps in ((1, 28), (2, 12), (32, 4)):
-        answers, statuses = ask(classifier, run, [digit] * rows, dict.fromkeys(range(rows), EXPLAIN))
-        assert statuses == [200] * rows
-        assert [answer["steps"] for answer in answers] == [steps] * rows
+    for size, steps in ((1, 28), (2, 12), (32, 4)):
+        answers, statuses = ask(classifier, run, [digit] * size, dict.fromkeys(range(size), EXPLAIN))
+        assert statuses == [200] * size
+        assert [answer["steps"] for answer in answers] == [steps] * size
 
 
 def test_time_beyond_the_response_timeout_refuses_to_load(run: Path, tmp_path: Path) -> None:
@@ -84,12 +80,12 @@ def test_time_beyond_the_response_timeout_refuses_to_load(run: Path, tmp_path: P
 
 def test_a_black_image_has_nothing_to_explain(classifier: ImageClassifier) -> None:
     """The image that attributions start from gives a grid of zeros, not a division by zero."""
-    explained = explanation.explain(classifier.model.logits, torch.zeros(1, 32, 32, dtype=torch.uint8), 0, time_s=1)
+    explained = explanation.explain(classifier.network, torch.zeros(1, 32, 32, dtype=torch.uint8), 0, time_s=1)
     assert explained.grid.abs().max() == 0
 
 
-def test_a_row_is_explained_alone(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
-    """Every row of a batch that asks is explained, as JSON, wherever it stands; the explained class is its best."""
+def test_a_request_is_explained_alone(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
+    """Every request of a batch that asks is explained, as JSON, wherever it stands; the explained class is its best."""
     [alone], _ = ask(classifier, run, [digit])
     for position in (0, 1):
         batch: list[Any] = [digit, digit]
@@ -115,25 +111,26 @@ def read_message(data: bytes) -> dict[str, tuple[int, dict[str, str], bytes]]:
 
     assert number() == 200
     text()
-    rows = {}
+    answers = {}
     while (length := number()) != -1:
         request_id = stream.read(length).decode()
         text()  # content type
         status = number()
         text()  # phrase
         headers = {text().decode(): text().decode() for _ in range(number())}
-        rows[request_id] = (status, headers, text())
-    return rows
+        answers[request_id] = (status, headers, text())
+    return answers
 
 
-def test_ordinary_rows_do_not_wait_for_an_explanation(
+def test_ordinary_requests_do_not_wait_for_an_explanation(
     classifier: ImageClassifier, run: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the explanation begins, its neighbours' answers have left; the batch then ends with the explained row."""
+    """The other requests' answers leave before the explanation begins; the batch then ends with the explained one."""
     [good], _ = ask(classifier, run, [digit])
     [refused], _ = ask(classifier, run, [b"no image"])
     ours, theirs = socket.socketpair()
     context = make_context(run, 3)
+    context.request_processor[0] = context.request_processor[2] = RequestProcessor({"Accept": "*/*"})
     context.request_processor[1] = RequestProcessor(dict(EXPLAIN))
     context.request_ids = {0: "first", 1: "asked", 2: "bad"}
     context.cl_socket = ours
@@ -147,20 +144,20 @@ def test_ordinary_rows_do_not_wait_for_an_explanation(
     monkeypatch.setattr(explanation, "explain", watched)
     with ours, theirs:
         answers = classifier.handle([{"body": digit}, {"body": digit}, {"body": b"no image"}], context)
-    rows = read_message(sent_before[0])
-    assert json.loads(rows["first"][2]) == pytest.approx(good, abs=1e-6)
-    assert "ts_stream_next" not in rows["first"][1]
-    assert (rows["bad"][0], json.loads(rows["bad"][2])) == (415, refused)
-    assert (rows["asked"][2], rows["asked"][1]["ts_stream_next"]) == (b"", "true")
+    sent = read_message(sent_before[0])
+    assert json.loads(sent["first"][2]) == pytest.approx(good, abs=1e-6)
+    assert "ts_stream_next" not in sent["first"][1]
+    assert (sent["bad"][0], json.loads(sent["bad"][2])) == (415, refused)
+    assert (sent["asked"][2], sent["asked"][1]["ts_stream_next"]) == (b"", "true")
     assert context.request_ids == {1: "asked"}
-    assert len(answers) == 3, "TorchServe compares the number of answers with the number of rows"
+    assert len(answers) == 3, "TorchServe compares the number of answers with the number of requests"
     assert json.loads(answers[1])["class"] == next(iter(good))
 
 
-def test_an_explanation_that_fails_is_that_rows_alone(
+def test_an_explanation_that_fails_is_that_requests_alone(
     classifier: ImageClassifier, run: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error while explaining is that row's 500, as JSON also where a picture was asked for."""
+    """An error while explaining is that request's 500, as JSON also where a picture was asked for."""
 
     def fail(*_: Any) -> None:
         raise MemoryError("too little")
@@ -180,54 +177,13 @@ def test_several_images_are_not_explained(classifier: ImageClassifier, run: Path
     assert len(answers[2]) == 5
 
 
-def test_a_description_is_one_row_like_any_other(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
-    """`describe` first in a batch describes the model in that row and leaves the others as they are."""
+def test_a_description_is_one_request_like_any_other(classifier: ImageClassifier, run: Path, digit: bytes) -> None:
+    """`describe` first in a batch describes the model in that request and leaves the others as they are."""
     (description, answer), statuses = ask(classifier, run, [{}, digit], {0: {"describe": "True"}})
     assert statuses == [200, 200]
     assert description["class_names"] == list("0123456789")
     assert description["handler"]["resize_size"] == 32
     assert len(answer) == 5
-
-
-def test_explanations_over_http(
-    torchserve: RunningServer, session: requests.Session, client: TorchServe, digit: bytes
-) -> None:
-    """`/explanations/NAME` and KServe's `:explain` as JSON, and as a picture for who accepts one."""
-    best = next(iter(client.predict(MODEL, digit)))
-    url = f"{torchserve.inference_url}/explanations/{MODEL}"
-    as_json = session.post(url, data=digit, timeout=30)
-    assert as_json.headers["content-type"] == "application/json"
-    assert as_json.json()["class"] == best
-    picture = session.post(url, data=digit, headers={"Accept": "image/png"}, timeout=30)
-    assert picture.headers["content-type"] == "image/png"
-    assert Image.open(io.BytesIO(picture.content)).size == (320, 320)
-    v1 = session.post(
-        f"{torchserve.inference_url}/v1/models/{MODEL}:explain", json={"instances": [{"b64": b64(digit)}]}, timeout=30
-    )
-    assert v1.json()["explanations"][0]["class"] == best
-    refused = session.post(url, data=b"no image", headers={"Accept": "image/png"}, timeout=30)
-    assert (refused.status_code, refused.headers["content-type"]) == (415, "application/json")
-
-
-def test_explanations_and_predictions_share_batches(
-    torchserve: RunningServer, session: requests.Session, client: TorchServe, digit: bytes
-) -> None:
-    """Mixed on the same connections, every request gets its own kind of answer, in one piece."""
-    expected = client.predict(MODEL, digit)
-    kinds = ["predictions", "explanations", "predictions", "predictions"] * 15
-
-    def ask_for(kind: str) -> tuple[int, Any]:
-        answer = session.post(f"{torchserve.inference_url}/{kind}/{MODEL}", data=digit, timeout=60)
-        return answer.status_code, answer.json()
-
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask_for, kinds))
-    for kind, (status, answer) in zip(kinds, answers, strict=True):
-        assert status == 200
-        if kind == "predictions":
-            assert answer == pytest.approx(expected, abs=1e-5)
-        else:
-            assert len(answer["grid"]) == 14
 
 
 def test_the_management_api_describes_the_model(torchserve: RunningServer) -> None:

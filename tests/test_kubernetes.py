@@ -3,60 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 import yaml
 
-from client import __main__ as client_command
-from client.edge import servers as edge_servers
+from operate import __main__ as operate_command
+from operate.edge import servers as edge_servers
 from server import __main__ as server_command
 from server import drain
-from tests.conftest import ROOT
+from tests.conftest import ROOT, of_prometheus
+from tests.manifests import (
+    KUBERNETES,
+    Manifest,
+    build,
+    checkov,
+    kustomize,
+    one,
+    run,
+    validate,
+    write,
+)
 
-KUBERNETES = ROOT / "deploy" / "kubernetes"
+pytestmark = pytest.mark.process
+
 BUILT = ["overlays/cpu", "overlays/gpu", "overlays/canary", "kserve"]
-VERSION = "1.31"
-# The namespace is named when the manifests are applied, the image's digest is the registry's to say, and what has the
-# tag of a version need not be fetched again.
-NOT_OURS = "CKV_K8S_21,CKV_K8S_43,CKV_K8S_15"
-ADAPTER = yaml.safe_load((KUBERNETES / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
-
-Manifest = dict[str, Any]
-
-
-def program(name: str, how: str) -> str:
-    if shutil.which(name) is None:
-        pytest.skip(f"no {name}: {how}, in an environment of its own that is on the PATH")
-    return name
-
-
-def run(*command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
-
-
-def kustomize(folder: Path) -> subprocess.CompletedProcess[str]:
-    return run(program("kubectl", "install Kubernetes' kubectl"), "kustomize", folder)
-
-
-def build(name: str) -> list[Manifest]:
-    """The manifests of one of BUILT."""
-    finished = kustomize(KUBERNETES / name)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stderr == "", "nothing of it is deprecated"
-    return list(yaml.safe_load_all(finished.stdout))
-
-
-def one(manifests: Iterable[Manifest], kind: str) -> Manifest:
-    [found] = (manifest for manifest in manifests if manifest["kind"] == kind)
-    return found
 
 
 def pod(manifests: list[Manifest]) -> Manifest:
@@ -74,22 +49,29 @@ def pod(manifests: list[Manifest]) -> Manifest:
 
 
 def checkable(manifests: list[Manifest]) -> list[Manifest]:
-    """The same for tools that know no kinds of KServe's: its runtime as a pod."""
-    known = [manifest for manifest in manifests if "kserve.io" not in manifest["apiVersion"]]
-    if len(known) == len(manifests):
-        return known
-    return [*known, {"apiVersion": "v1", "kind": "Pod", **pod(manifests)}]
+    """The same for tools that know no kinds of KServe's and KEDA's: a runtime as a pod, and what KEDA makes."""
+    known = [manifest for manifest in manifests if not re.search(r"(kserve\.io|keda\.sh)/", manifest["apiVersion"])]
+    if any(manifest["kind"] == "ServingRuntime" for manifest in manifests):
+        known.append({"apiVersion": "v1", "kind": "Pod", **pod(manifests)})
+    return known + [made_by_keda(manifest) for manifest in manifests if manifest["kind"] == "ScaledObject"]
 
 
-def write(manifests: list[Manifest], path: Path) -> Path:
-    path.write_text(yaml.safe_dump_all(manifests))
-    return path
-
-
-def validate(manifests: list[Manifest], folder: Path) -> subprocess.CompletedProcess[str]:
-    """By Kubernetes' schemas, which refuse what they do not know."""
-    command = program("kubernetes-validate", "pip install kubernetes-validate")
-    return run(command, "--strict", "--kubernetes-version", VERSION, write(manifests, folder / "manifests.yaml"))
+def made_by_keda(scaled: Manifest) -> Manifest:
+    """The HorizontalPodAutoscaler of a ScaledObject, whose further keys nothing would read."""
+    spec = dict(scaled["spec"])
+    [trigger] = spec.pop("triggers")
+    assert spec.pop("pollingInterval") > 0
+    made: Manifest = {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", **spec.pop("scaleTargetRef")},
+        "minReplicas": spec.pop("minReplicaCount"),
+        "maxReplicas": spec.pop("maxReplicaCount"),
+        "behavior": spec.pop("advanced")["horizontalPodAutoscalerConfig"].pop("behavior"),
+    }
+    assert not spec
+    target = {"type": trigger["metricType"], "value": trigger["metadata"]["threshold"]}
+    made["metrics"] = [{"type": "External", "external": {"metric": {"name": "s0-prometheus"}, "target": target}}]
+    metadata = {"name": f"keda-hpa-{scaled['metadata']['name']}"}
+    return {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": metadata, "spec": made}
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -110,7 +92,7 @@ def misspell(manifests: list[Manifest]) -> None:
 
 
 def mistype(manifests: list[Manifest]) -> None:
-    one(manifests, "HorizontalPodAutoscaler")["spec"]["maxReplicas"] = "eight"
+    one(manifests, "ScaledObject")["spec"]["maxReplicaCount"] = "eight"
 
 
 def leave_out(manifests: list[Manifest]) -> None:
@@ -122,7 +104,7 @@ def test_a_broken_manifest_is_found(break_it: Callable[[list[Manifest]], None], 
     """The validation can fail: a misspelt key, a wrong type, a missing key."""
     manifests = build("overlays/cpu")
     break_it(manifests)
-    assert validate(manifests, tmp_path).returncode != 0
+    assert validate(checkable(manifests), tmp_path).returncode != 0
 
 
 def test_a_broken_overlay_is_not_built(tmp_path: Path) -> None:
@@ -137,19 +119,15 @@ def test_a_broken_overlay_is_not_built(tmp_path: Path) -> None:
 
 def test_pods_are_confined(tmp_path: Path) -> None:
     """checkov has no findings in any overlay, and has some where a container may do more."""
-    command = program("checkov", "pip install checkov")
     for name in BUILT:
         write(checkable(build(name)), tmp_path / f"{Path(name).name}.yaml")
     careless = build("overlays/cpu")
     container(careless)["securityContext"] = {"privileged": True}
     write(careless, tmp_path / "careless.yaml")
-    finished = run(
-        command, "--directory", tmp_path, "--framework", "kubernetes", "--compact", "--quiet", "--skip-download",
-        "--skip-check", NOT_OURS,
-    )  # fmt: skip
-    assert re.search(r"Passed checks: \d{3}", finished.stdout), finished.stdout + finished.stderr
-    assert set(re.findall(r"File: (\S+):", finished.stdout)) == {"/careless.yaml"}, finished.stdout
-    assert "CKV_K8S_16:" in finished.stdout
+    found = checkov(tmp_path)
+    assert re.search(r"Passed checks: \d{3}", found), found
+    assert set(re.findall(r"File: (\S+):", found)) == {"/careless.yaml"}, found
+    assert "CKV_K8S_16:" in found
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -285,8 +263,8 @@ def test_the_readiness_server_looks_at_what_the_edge_looks_at(name: str) -> None
     """Its command is understood, its port is the one that it listens on, and model, golden images, key file fit."""
     manifests = build(name)
     [readiness] = (one for one in pod(manifests)["spec"]["containers"] if one["name"] == "readiness")
-    assert readiness["args"][:4] == ["python", "-m", "client", "ready"]
-    command = typer.main.get_command(client_command.app).commands["ready"]  # type: ignore[attr-defined]
+    assert readiness["args"][:4] == ["python", "-m", "operate", "ready"]
+    command = typer.main.get_command(operate_command.app).commands["ready"]  # type: ignore[attr-defined]
     options = command.make_context("ready", readiness["args"][4:]).params
     assert (options["http_host"], options["http"]) == ("0.0.0.0", readiness["ports"][0]["containerPort"])
     config = edge_servers.read(KUBERNETES / ("kserve" if name == "kserve" else "base") / "servers.yaml")
@@ -324,7 +302,7 @@ def discovered(job: str, manifests: list[Manifest], folder: Path) -> list[tuple[
         scraped["static_configs"] = found
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
-    finished = run(promtool(), "check", "service-discovery", path, job, "--timeout=1s")
+    finished = run(of_prometheus("promtool"), "check", "service-discovery", path, job, "--timeout=1s")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     targets = (target["labels"] for target in json.loads(finished.stdout))
     return [
@@ -355,56 +333,41 @@ def test_prometheus_is_let_in() -> None:
     assert opened == {"https": False, "metrics": True, "readiness": True}
 
 
-def test_the_autoscaler_asks_for_what_the_adapter_offers() -> None:
-    """By the same name."""
-    [metric] = one(build("overlays/cpu"), "HorizontalPodAutoscaler")["spec"]["metrics"]
-    assert [rule["name"]["as"] for rule in ADAPTER] == [metric["pods"]["metric"]["name"]]
+def queue_test(expected: float, pods: Mapping[str, tuple[str, str]]) -> Manifest:
+    """A unit test of the autoscaler's query for promtool.
+
+    Args:
+        pods: by namespace and name, the counters of microseconds in the queue and of requests, every 15 s.
+    """
+    [trigger] = one(build("overlays/cpu"), "ScaledObject")["spec"]["triggers"]
+    metrics = ("ts_queue_latency_microseconds", "ts_inference_requests_total")
+    series = []
+    for name, counters in pods.items():
+        namespace, pod = name.split("/")
+        for metric, values in zip(metrics, counters, strict=True):
+            series.append({"series": f'{metric}{{namespace="{namespace}", pod="{pod}"}}', "values": values})
+    asked = {"expr": trigger["metadata"]["query"], "eval_time": "2m", "exp_samples": [{"value": expected}]}
+    test = {"interval": "15s", "input_series": series, "promql_expr_test": [asked]}
+    return {"evaluation_interval": "15s", "tests": [test]}
 
 
-def promtool() -> str:
-    home = os.environ.get("PROMETHEUS_HOME", "")
-    found = shutil.which("promtool") or shutil.which("promtool", path=f"{home}{os.pathsep}{home}/usr/bin")
-    if found is None:
-        pytest.skip("no promtool: install Debian's package prometheus")
-    return found
+BUSY, IDLE, LATE = ("0+6e6x8", "0+15x8"), ("5e6x8", "15x8"), ("0+9e9x8", "0+15x8")
 
 
-def queue_test(expected: float) -> Manifest:
-    """A unit test of the adapter's query for promtool: a pod whose requests wait 0.4 s, and one that nobody asks."""
-    [query] = (rule["metricsQuery"] for rule in ADAPTER)
-    query = query.replace("<<.LabelMatchers>>", 'namespace="default"').replace("<<.GroupBy>>", "pod")
-    series = {
-        "ts_queue_latency_microseconds": {"busy": "0+6e6x8", "idle": "5e6x8"},
-        "ts_inference_requests_total": {"busy": "0+15x8", "idle": "15x8"},
-    }
-    return {
-        "evaluation_interval": "15s",
-        "tests": [
-            {
-                "interval": "15s",
-                "input_series": [
-                    {"series": f'{metric}{{namespace="default", pod="{pod}"}}', "values": values}
-                    for metric, pods in series.items()
-                    for pod, values in pods.items()
-                ],
-                "promql_expr_test": [
-                    {
-                        "expr": query,
-                        "eval_time": "2m",
-                        "exp_samples": [
-                            {"labels": '{pod="busy"}', "value": expected},
-                            {"labels": '{pod="idle"}', "value": 0},
-                        ],
-                    }
-                ],
-            }
-        ],
-    }
-
-
-def test_the_queue_time_is_that_of_a_pod(tmp_path: Path) -> None:
-    """The adapter's query gives seconds a request, and 0 for a pod without requests."""
-    for expected, passes in ((0.4, True), (0.5, False)):
-        (tmp_path / "test.yaml").write_text(yaml.safe_dump(queue_test(expected)))
-        finished = run(promtool(), "test", "rules", tmp_path / "test.yaml")
+@pytest.mark.parametrize(
+    ("expected", "pods"),
+    [
+        (0.4, {"default/classifier-5d9c-x2x4q": BUSY, "default/classifier-5d9c-b7k2p": IDLE}),
+        (0, {"default/classifier-5d9c-b7k2p": IDLE}),
+        (0, {f"{pod}-5d9c-x2x4q": LATE for pod in ("another/classifier", "default/classifier-canary", "default/other")}
+            | {"default/classifier-5d9c-b7k2p": IDLE}),
+    ],
+)  # fmt: skip
+def test_the_autoscaler_asks_for_the_time_in_the_queue(
+    tmp_path: Path, expected: float, pods: Mapping[str, tuple[str, str]]
+) -> None:
+    """One number: seconds a request of the stable pods, 0 where nobody asks; and a wrong one would be found."""
+    for value, passes in ((expected, True), (expected + 0.1, False)):
+        (tmp_path / "test.yaml").write_text(yaml.safe_dump(queue_test(value, pods)))
+        finished = run(of_prometheus("promtool"), "test", "rules", tmp_path / "test.yaml")
         assert (finished.returncode == 0) == passes, finished.stdout + finished.stderr

@@ -9,9 +9,11 @@ import pytest
 import typer
 from torch.distributed import run as torchrun
 
-from tests.test_kubernetes import NOT_OURS, Manifest, build, one, program, run, validate, write
+from tests.manifests import Manifest, build, checkov, one, validate, write
 from train import __main__ as train_command
-from train import recipe
+from train import recipe_names
+
+pytestmark = pytest.mark.process
 
 KINDS = ["Job", "NetworkPolicy", "Service"]
 
@@ -36,20 +38,17 @@ def test_manifests_are_kubernetes_own(manifests: list[Manifest], tmp_path: Path)
     assert validate(manifests, tmp_path).returncode != 0
 
 
+@pytest.mark.slow
 def test_pods_are_confined(manifests: list[Manifest], tmp_path: Path) -> None:
     """checkov has no findings, and has some where a container may do more."""
-    command = program("checkov", "pip install checkov")
     for careless in (False, True):
         if careless:
             one(manifests, "Job")["spec"]["template"]["spec"]["containers"][0]["securityContext"] = {"privileged": True}
         write(manifests, tmp_path / "manifests.yaml")
-        finished = run(
-            command, "--directory", tmp_path, "--framework", "kubernetes", "--compact", "--quiet", "--skip-download",
-            "--skip-check", NOT_OURS,
-        )  # fmt: skip
-        assert ("CKV_K8S_16:" in finished.stdout) == careless, finished.stdout
-        assert ("FAILED for resource" in finished.stdout) == careless, finished.stdout
-    assert re.search(r"Passed checks: \d\d", finished.stdout), finished.stdout
+        found = checkov(tmp_path)
+        assert ("CKV_K8S_16:" in found) == careless, found
+        assert ("FAILED for resource" in found) == careless, found
+    assert re.search(r"Passed checks: \d\d", found), found
 
 
 def test_its_command_is_understood(manifests: list[Manifest]) -> None:
@@ -59,7 +58,7 @@ def test_its_command_is_understood(manifests: list[Manifest]) -> None:
     launched = torchrun.parse_args(arguments)
     assert (launched.rdzv_backend, launched.module, launched.training_script) == ("c10d", True, "train")
     context = typer.main.get_command(train_command.app).make_context("train", list(launched.training_script_args))
-    assert context.params["recipe_name"] in recipe.names()
+    assert context.params["recipe_name"] in recipe_names()
     assert context.params["resume"]
     with pytest.raises(Exception, match="--resum"):
         typer.main.get_command(train_command.app).make_context("train", ["lenet5-digits", "--resum"])

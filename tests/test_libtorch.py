@@ -18,6 +18,8 @@ from handler.decoding import decode
 from handler.settings import HandlerSettings
 from tests.conftest import MODEL, ROOT
 
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
 LIBTORCH = ROOT / "deploy" / "libtorch"
 README = (LIBTORCH / "README.md").read_text()
 BUILD, PREDICT = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)

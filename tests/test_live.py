@@ -1,8 +1,9 @@
-"""A real TorchServe, tokens on: what is served is what was measured, each row has its own fate, workers scale."""
+"""A real TorchServe, tokens on: what is served is what was measured, each request is answered alone, workers scale."""
 
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,19 +14,22 @@ import requests
 
 from client.errors import ClientError, ModelNotFound, NotAuthorized, RequestRefused, ServerUnreachable
 from client.torchserve import TorchServe
+from dataset import labelled_images
+from handler.variants import load_torchscript
+from measure import evaluation
+from server import processes
 from server.launch import RunningServer
 from tests.conftest import MODEL, ROOT, free_ports
-from tests.images import BAD, encode, gradient
-from tests.test_live_metrics import reached, settled, totals
-from train import datasets, evaluation, recipe
-from train.export import load_torchscript
+from tests.images import BAD
+from tests.observed import reached, settled, totals
+from train import recipe
 
 
 def test_served_is_what_was_measured(client: TorchServe, run: Path) -> None:
     """The same encoded images through training's evaluation and through the server: equal to 1e-5."""
     chosen = recipe.load(MODEL)
-    held_out = datasets.load(chosen.data, chosen.input, chosen.training.seed).test.subset(range(60))
-    measured = evaluation.predict(load_torchscript(run / "model.pt"), held_out, chosen.input)
+    held_out = labelled_images.load(chosen.data, chosen.handler, chosen.training.seed).test.subset(range(60))
+    measured = evaluation.predict(load_torchscript(run / "model.pt"), held_out, chosen.handler)
     for data, row in zip(held_out.encoded, measured.tolist(), strict=True):
         served = client.predict(MODEL, data)
         assert len(served) == 5
@@ -34,6 +38,7 @@ def test_served_is_what_was_measured(client: TorchServe, run: Path) -> None:
         assert max(served, key=served.__getitem__) == str(row.index(max(row)))
 
 
+@pytest.mark.slow
 def test_a_dynamic_batch_of_good_and_bad(client: TorchServe, torchserve: RunningServer, digit: bytes) -> None:
     """Requests that arrive together share batches; each gets its own status, and the good ones their usual answer."""
     alone = client.predict(MODEL, digit)
@@ -58,21 +63,7 @@ def test_a_dynamic_batch_of_good_and_bad(client: TorchServe, torchserve: Running
     assert 0 < batches < len(bodies), "TorchServe must really have put requests together"
 
 
-def test_several_files_in_one_request(torchserve: RunningServer, client: TorchServe, digit: bytes) -> None:
-    """A multipart request with any field names is a list of answers, the error in its own place."""
-    answer = requests.post(
-        f"{torchserve.inference_url}/predictions/{MODEL}",
-        files={"left": digit, "middle": b"no image", "right": encode(gradient())},
-        headers=_token(torchserve),
-        timeout=30,
-    )
-    assert answer.status_code == 200
-    left, middle, right = answer.json()
-    assert left == pytest.approx(client.predict(MODEL, digit), abs=1e-5)
-    assert middle["code"] == 415
-    assert len(right) == 5
-
-
+@pytest.mark.slow
 def test_scaling_up_and_down_shows_in_describe(client: TorchServe, digit: bytes) -> None:
     """1 → 3 → 1 workers through the management API, answering all the while."""
     for workers in (3, 1):
@@ -101,21 +92,21 @@ def test_without_the_right_token_nothing_is_answered(torchserve: RunningServer, 
     assert crossed.status_code == 400
 
 
-def test_the_right_token_is_answered(torchserve: RunningServer, digit: bytes) -> None:
-    """A plain HTTP client with the token from the key file gets a prediction."""
-    url = f"{torchserve.inference_url}/predictions/{MODEL}"
-    answer = requests.post(url, data=digit, headers=_token(torchserve), timeout=30)
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == "application/json"
-    assert len(answer.json()) == 5
-
-
 def _spoil(torchserve: RunningServer, target: Path, kinds: tuple[str, ...]) -> Path:
     keys = json.loads(torchserve.key_file.read_text())
     for kind in kinds:
         keys[kind]["key"] = "expired"
     target.write_text(json.dumps(keys))
     return target
+
+
+def test_the_temporary_folder_is_its_owners_alone(torchserve: RunningServer) -> None:
+    """Java writes there what does not stay in memory, and workers unpack archives there."""
+    folder = processes.temp_dir(torchserve.key_file.parent)
+    java = processes.find(torchserve.key_file.parent)
+    assert java is not None
+    assert java.environ()["TMPDIR"] == str(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_expired_tokens_are_renewed_where_the_api_key_allows(torchserve: RunningServer, digit: bytes) -> None:

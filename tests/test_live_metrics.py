@@ -3,71 +3,30 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import requests
-from ts.metrics.metric_type_enum import MetricTypes
+import pytest
 
 from client.errors import RequestRefused
 from client.torchserve import TorchServe
+from dataset import labelled_images
 from handler import metrics
 from server.launch import RunningServer
 from tests.conftest import MODEL
 from tests.images import BAD
-from train import datasets, recipe
+from tests.observed import of, reached, settled, totals
+from train import recipe
 
 EDGES_S = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0]
 
 
-def scrape(torchserve: RunningServer) -> dict[str, dict[str, float]]:
-    """Metric → labels as they are written → value, without a token."""
-    answer = requests.get(f"{torchserve.metrics_url}/metrics", timeout=30)
-    answer.raise_for_status()
-    series: dict[str, dict[str, float]] = defaultdict(dict)
-    for name, labels, value in re.findall(r"^(\w+)\{(.*)\} (\S+)$", answer.text, flags=re.MULTILINE):
-        series[name][labels] = float(value)
-    return series
-
-
-def of(values: dict[str, float], *labels: str) -> dict[str, float]:
-    return {key: value for key, value in values.items() if all(label in key for label in labels)}
-
-
-def totals(series: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The counters over all their labels."""
-    return {name: sum(series[name].values()) for name in metrics.DECLARED[MetricTypes.COUNTER]}
-
-
-def settled(torchserve: RunningServer) -> dict[str, dict[str, float]]:
-    """What /metrics says once no worker has more to tell: its counters stand still for longer than an interval."""
-    deadline = time.monotonic() + 12 * metrics.INTERVAL_S
-    series, still_since = scrape(torchserve), time.monotonic()
-    while time.monotonic() < still_since + 1.2 * metrics.INTERVAL_S:
-        assert time.monotonic() < deadline, f"other requests come in all the time: {totals(series)}"
-        threading.Event().wait(0.2)
-        if totals(latest := scrape(torchserve)) != totals(series):
-            still_since = time.monotonic()
-        series = latest
-    return series
-
-
-def reached(torchserve: RunningServer, wanted: dict[str, float]) -> dict[str, dict[str, float]]:
-    """What /metrics says once the counters in `wanted`, which are told after all else, are that high."""
-    deadline = time.monotonic() + 4 * metrics.INTERVAL_S
-    while any(totals(series := scrape(torchserve))[name] < total for name, total in wanted.items()):
-        assert time.monotonic() < deadline, f"counters stay below {wanted}: {totals(series)}"
-        threading.Event().wait(0.1)
-    return series
-
-
+@pytest.mark.slow
 def test_prometheus_finds_everything(torchserve: RunningServer, client: TorchServe) -> None:
     """After the held-out images and some bad ones, /metrics has every figure, and each is plausible."""
     chosen = recipe.load(MODEL)
-    held_out = datasets.load(chosen.data, chosen.input, chosen.training.seed).test
+    held_out = labelled_images.load(chosen.data, chosen.handler, chosen.training.seed).test
     bodies = [*list(held_out.encoded) * 3, *(body for body, _ in BAD.values())]
 
     def ask(body: bytes) -> int:

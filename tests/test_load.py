@@ -14,14 +14,14 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from client.__main__ import app
-from client.errors import LoadRefused
 from client.torchserve import TorchServe
-from client.tuning.load import SUCCESS, Answer, LoadResult, load
-from client.tuning.wire import Wire
+from operate.__main__ import app
+from operate.errors import LoadRefused
+from operate.tuning.load import SUCCESS, Answer, LoadResult, load
+from operate.tuning.wire import Wire
 from server.launch import RunningServer
-from tests.conftest import MODEL, free_ports
-from tests.test_client_live import requests_counted
+from tests.conftest import MODEL, PATIENCE_S, free_ports
+from tests.observed import requests_counted
 
 IMAGE = b"x" * 300
 ACCEPTED_FOR = 20
@@ -169,10 +169,10 @@ def test_each_failure_counts_as_what_it_is(control: Control, model: str, outcome
     """Statuses, silence, trickling, a cut connection, half an answer, another protocol: one kind each, in time."""
     started = time.perf_counter()
     result = load(control.client, model, [IMAGE], concurrency=2, duration_s=0.2, deadline_s=0.3)
-    assert time.perf_counter() - started < 3
+    assert time.perf_counter() - started < PATIENCE_S
     assert set(result.counts) == {outcome}
     assert result.failed == (0 if outcome == SUCCESS else result.requests)
-    assert all(answer.latency_ms < 1000 for answer in result.answers)
+    assert all(answer.latency_ms < 1000 * PATIENCE_S for answer in result.answers)
     assert bool(result.latencies_ms) == (outcome == SUCCESS) != math.isnan(result.latency_ms(0.5))
 
 
@@ -215,7 +215,7 @@ def test_the_queue_of_an_open_loop_is_bounded(control: Control) -> None:
     """On a server that hangs, what cannot be sent within the deadline is given up and counted as that."""
     started = time.perf_counter()
     result = load(control.client, "hang", [IMAGE], concurrency=1, duration_s=1, rate=200, deadline_s=0.2)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < PATIENCE_S
     assert result.requests == 200
     assert set(result.counts) == {"timeout", "unsent"}
     assert result.counts["unsent"] > result.counts["timeout"]
@@ -280,7 +280,7 @@ def test_an_interrupted_load_ends_at_once(control: Control) -> None:
     started, threads = time.perf_counter(), threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         load(control.client, "hang", [IMAGE], duration_s=60, deadline_s=60, watch=interrupt)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < PATIENCE_S
     assert threading.active_count() - threads <= 8, "the server's own"
     assert not [thread for thread in threading.enumerate() if "_work" in thread.name]
 

@@ -21,10 +21,11 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
 from handler import metrics
 from handler.drift import InvalidReference, Reference
-from handler.errors import ImageTooLarge, InvalidRequest, UnsupportedImage
-from handler.image_classifier import ImageClassifier
+from handler.errors import ImageTooLarge, InvalidRequest, RequestError, UnsupportedImage
+from handler.identity import Identity
+from handler.image_classifier import ImageClassifier, declared_metrics
 from handler.metrics import Metrics
-from handler.rows import Row
+from handler.request import Answer, Request
 from server.config import ServerConfig
 from server.errors import ConfigError
 from tests.conftest import CONFIG, MODEL, ROOT
@@ -33,6 +34,8 @@ from tests.worker import make_context
 
 METRICS_FILE = ROOT / "config" / "metrics.yaml"
 SHIPPED = Path(ts.__file__).parent / "configs" / "metrics.yaml"
+
+PIXELS = torch.zeros(1, 2, 2)
 
 Series = dict[str, dict[tuple[str, ...], list[float]]]
 
@@ -70,11 +73,17 @@ def listening(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def gather(names: list[str], reference: Reference | None = None, interval_s: float = 3600) -> Metrics:
-    return Metrics(cache_of(METRICS_FILE), MODEL, "1.0", names, reference, interval_s)
+    return Metrics(declared_metrics(cache_of(METRICS_FILE)), MODEL, "1.0", names, reference, interval_s)
 
 
-def image(*refusals: InvalidRequest) -> Row:
-    return Row([torch.zeros(1, 2, 2), *refusals], top_k=5)
+def answered(*images: torch.Tensor | RequestError, refusal: RequestError | None = None) -> Answer:
+    """To a form; a label answers each image that is not refused."""
+    request = Request(list(images), top_k=5, protocol="form", refusal=refusal)
+    return request.answer([{"a": 1.0}] * len(request.tensors), Identity(MODEL, "1.0", "0" * 12))
+
+
+def image() -> Answer:
+    return answered(PIXELS)
 
 
 def sure(indices: list[int], classes: int, confidence: float = 0.95) -> torch.Tensor:
@@ -84,9 +93,9 @@ def sure(indices: list[int], classes: int, confidence: float = 0.95) -> torch.Te
     return probabilities
 
 
-def batch(gathered: Metrics, rows: list[Row], probabilities: torch.Tensor) -> None:
+def batch(gathered: Metrics, answers: list[Answer], probabilities: torch.Tensor) -> None:
     started = time.perf_counter() - 0.030
-    gathered.batch(rows, probabilities, started, started + 0.010, started + 0.025)
+    gathered.batch(answers, probabilities, started, started + 0.010, started + 0.025)
 
 
 def test_batches_are_told_together(caplog: pytest.LogCaptureFixture) -> None:
@@ -112,10 +121,10 @@ def test_refusals_are_counted_by_code(caplog: pytest.LogCaptureFixture) -> None:
     """One for a request that is refused as a whole, and one for each refused image of the others."""
     gathered = gather(["a", "b"])
     damaged, large, foreign = InvalidRequest("damaged"), ImageTooLarge("large"), UnsupportedImage("foreign")
-    whole = [Row([refusal], top_k=5, refusal=refusal) for refusal in (damaged, large, large)]
-    too_many = Row([torch.zeros(1, 2, 2), foreign], top_k=5, refusal=damaged)
+    whole = [answered(refusal, refusal=refusal) for refusal in (damaged, large, large)]
+    too_many = answered(PIXELS, foreign, refusal=damaged)
     batch(gathered, [*whole, too_many], torch.empty(0, 2))
-    batch(gathered, [Row([torch.zeros(1, 2, 2), foreign, foreign], top_k=5)], sure([0], 2))
+    batch(gathered, [answered(PIXELS, foreign, foreign)], sure([0], 2))
     gathered.flush()
     assert sums(told(caplog)["classifier_refusals_total"]) == {"400": 2, "413": 2, "415": 2}
     assert sums(told(caplog)["classifier_predictions_total"]) == {"a": 1}
@@ -249,13 +258,13 @@ def test_counting_from_several_threads_loses_nothing(caplog: pytest.LogCaptureFi
 
 
 def test_a_batch_costs_less_than_its_budget() -> None:
-    """All counting and telling of a batch of 8 takes below 0.15 ms a row."""
+    """All counting and telling of a batch of 8 takes below 0.15 ms a request."""
     names = [str(index) for index in range(1000)]
     gathered = gather(names, Reference.measure(sure(list(range(1000)), 1000), names))
-    rows, probabilities = [image()] * 8, sure(list(range(8)), 1000)
+    answers, probabilities = [image()] * 8, sure(list(range(8)), 1000)
     started = time.thread_time()
     for _ in range(100):
-        batch(gathered, rows, probabilities)
+        batch(gathered, answers, probabilities)
     gathered.flush()
     assert (time.thread_time() - started) / 800 < 0.00015
 
@@ -273,7 +282,7 @@ def load(model_dir: Path, metrics_file: Path | None) -> ImageClassifier:
 
 
 def test_the_handler_counts_what_it_answers(caplog: pytest.LogCaptureFixture, run: Path, digit: bytes) -> None:
-    """Good and refused rows through the handler itself, and the model that it says it serves."""
+    """Good and refused requests through the handler itself, and the model that it says it serves."""
     classifier = load(run, METRICS_FILE)
     bodies = [{"body": digit}] * 3 + [{"body": body} for body, _ in BAD.values()]
     classifier.handle(bodies, make_context(run, len(bodies)))
@@ -287,6 +296,26 @@ def test_the_handler_counts_what_it_answers(caplog: pytest.LogCaptureFixture, ru
     assert series["classifier_info"] == {(digest, classifier.variant.name): [1]}
     [[decode], [forward], [total]] = (series["classifier_stage_seconds"][stage,] for stage in metrics.STAGES)
     assert 0 < decode + forward < total < 10
+
+
+def test_marks_are_counted_and_their_drift_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Of 250 answers 125 are accepted where 9 in 10 were: both counts, and the index of the shares; else none."""
+    gathered = Metrics(
+        declared_metrics(cache_of(METRICS_FILE)), MODEL, "1.0", ["a", "b"], interval_s=3600, accepted=(90, 10)
+    )
+    for mark in (True, False) * 125:
+        answer = Request([PIXELS], top_k=5).answer([{"a": 1.0}], Identity(MODEL, "1.0", "0" * 12), [mark])
+        batch(gathered, [answer], sure([0], 2))
+    gathered.flush()
+    series = told(caplog)
+    assert sums(series["classifier_accepted_total"]) == {"true": 125, "false": 125}
+    [[index]] = series["classifier_accepted_psi"].values()
+    assert index == pytest.approx(0.4 * np.log(5) + 0.4 * np.log(9 / 5), rel=0.1)
+    caplog.clear()
+    plain = gather(["a", "b"])
+    batch(plain, [image()] * 250, sure([0] * 250, 2))
+    plain.flush()
+    assert not {"classifier_accepted_total", "classifier_accepted_psi"} & told(caplog).keys()
 
 
 def test_the_archives_digests_name_it(caplog: pytest.LogCaptureFixture, run: Path, tmp_path: Path) -> None:

@@ -27,10 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.conftest import ROOT
 
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
 NOTEBOOK = ROOT / "notebooks" / "first_pytorch_classifier.ipynb"
+OWN = NOTEBOOK.with_name("own_photographs.ipynb")
 MAX_BYTES = 1_500_000
 PACKAGES = {"archive", "client", "handler", "server", "train"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:tmp|home|work|root|Users|var|private|mnt|opt)/\S*|\b[A-Z]:\\\S*")
@@ -150,9 +154,11 @@ def test_code_of_its_own_is_found(notebook: dict[str, Any], source: str, problem
     assert code_problems({"cells": []}) == [f"does not import {name}" for name in sorted(PACKAGES)]
 
 
-def test_its_links_lead_somewhere(notebook: dict[str, Any]) -> None:
+@pytest.mark.parametrize("file", [NOTEBOOK, OWN])
+def test_its_links_lead_somewhere(file: Path) -> None:
     """No relative link is dead."""
-    text = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     links = re.findall(r"\]\((?!https?://)([^)#]+)", text)
     assert links
     assert [link for link in links if not (NOTEBOOK.parent / link).exists()] == []
@@ -163,14 +169,14 @@ def execute(notebook: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             sys.executable, "-m", "pytest", "-c", "pyproject.toml", "-p", "no:cacheprovider",
-            "--nbmake", "--nbmake-timeout=300", notebook,
+            "-p", "nbmake.pytest_plugin", "--nbmake", "--nbmake-timeout=300", notebook,
         ],
         cwd=ROOT, env={**os.environ, "IPYTHONDIR": str(tmp_path)},
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.live
+@pytest.mark.server
 def test_it_executes(tmp_path: Path) -> None:
     """From the first cell to the last, TorchServe included, and the committed file is not touched."""
     before = NOTEBOOK.read_bytes()
@@ -190,3 +196,27 @@ def test_a_cell_that_raises_is_noticed(notebook: dict[str, Any], tmp_path: Path)
     assert finished.returncode == 1
     assert "on purpose" in finished.stdout
     assert "1 failed" in finished.stdout
+
+
+def test_own_photographs_are_learnt(tmp_path: Path) -> None:
+    """The second notebook's cells, on photographs of two colours and by a recipe that takes seconds."""
+    cells = code_cells(json.loads(OWN.read_text(encoding="utf-8")))
+    lines = "\n".join("".join(cell["source"]) for cell in cells)
+    for old, new in (
+        ('ROOT / "photos"', f'Path("{tmp_path}/photos")'),
+        ('ROOT / "runs" / "photographs"', f'Path("{tmp_path}/runs/photographs")'),
+        ('"probe", []', '"small-images", ["training.epochs=1"]'),
+    ):
+        assert lines.count(old) == 1, old
+        lines = lines.replace(old, new)
+    for name, hue in (("ants", 20), ("bees", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (40, 30), (hue, 9 * number, number)).save(tmp_path / "photos" / name / f"{number}.png")
+    ran = subprocess.run(
+        [sys.executable, "-c", lines], cwd=ROOT, env={**os.environ, "MPLBACKEND": "agg"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "held-out photographs are right" in ran.stdout
+    assert (tmp_path / "runs" / "photographs" / "report.html").is_file()

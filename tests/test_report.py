@@ -15,41 +15,27 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser
 
+from archive.run_folder import RunFolder
+from dataset.labelled_images import LabelledImages
+from measure.report import THUMBNAIL_SIDE, percent, write_report
+from system import figures
 from tests.conftest import LAPTOP, MODEL, PHONE
 from tests.images import encode, gradient
 from train import recipe
-from train.datasets import LabelledImages
-from train.report import THUMBNAIL_SIDE, percent, write_report
 
 SECTIONS = [
-    "figures", "training", "confusion", "classes", "calibration", "mistakes", "samples",
+    "figures", "training", "confusion", "classes", "calibration", "selective", "mistakes", "samples",
     "recipe", "provenance", "serving",
 ]  # fmt: skip
+IMAGES_FROM = {"train": 30, "val": 3, "test": 8}
 HOSTILE = "<b onload=\"alert('x')\">&\"' {{ name }}"
-
-
-def bins(confidence: torch.Tensor, right: torch.Tensor) -> list[dict[str, float]]:
-    """The bins of a reliability diagram that are not empty, of fifteen."""
-    index = (confidence * 15).long().clamp(max=14)
-    return [
-        {
-            "confidence": float(confidence[at].mean()),
-            "accuracy": float(right[at].float().mean()),
-            "count": int(at.sum()),
-        }
-        for at in (index == number for number in range(15))
-        if at.any()
-    ]
 
 
 def measure(probabilities: torch.Tensor, labels: torch.Tensor, names: list[str]) -> dict[str, Any]:
     """A `metrics.json` for float32[N,K] and int64[N], with an invented history."""
     classes, (confidence, guess) = len(names), probabilities.max(1)
-    confusion = torch.zeros(classes, classes, dtype=torch.long)
-    confusion.index_put_((labels, guess), torch.ones_like(labels), accumulate=True)
-    recall = [float(value) for value in confusion.diagonal() / confusion.sum(1)]
-    worst = min(range(classes), key=recall.__getitem__)
     sharper = (probabilities.log() * 1.6).softmax(1).max(1).values
+    right = (guess == labels).tolist()
     history = [
         {
             "epoch": epoch, "loss": 2.3 * 0.8**epoch + 0.02, "acc1": 1 - 0.7 * 0.8**epoch,
@@ -60,22 +46,24 @@ def measure(probabilities: torch.Tensor, labels: torch.Tensor, names: list[str])
     ]  # fmt: skip
     return {
         "test": {
-            "images": len(labels),
-            "acc1": float((guess == labels).double().mean()),
+            **figures.measure(names, labels.tolist(), guess.tolist(), confidence.tolist()),
+            "ece": 0.0123,
             "acc5": float((probabilities.topk(min(5, classes)).indices == labels[:, None]).any(1).double().mean()),
             "nll": 0.03,
-            "ece": 0.0123,
             "ece_uncalibrated": 0.0345,
-            "acc1_per_class": dict(zip(names, recall, strict=True)),
-            "worst_class": {"name": names[worst], "acc1": recall[worst]},
-            "confusion": confusion.tolist(),
-            "reliability": bins(confidence, guess == labels),
-            "reliability_uncalibrated": bins(sharper, guess == labels),
+            "reliability_uncalibrated": figures.reliability_bins(sharper.tolist(), right),
         },
-        "calibration": {"temperature": 1.6, "images": 144},
+        "calibration": {"temperature": 1.6, "images": 144, "mistakes": 12, "fitted": True, "least_mistakes": 10},
         "history": history,
         "kept_epoch": 18,
-        "data": {"train": 1293, "val": 144, "test": len(labels), "skipped": ["ants/broken.jpg: truncated"]},
+        "data": {
+            "train": 1293,
+            "val": 144,
+            "test": len(labels),
+            "folds": 0,
+            "skipped": ["ants/broken.jpg: truncated"],
+            "classes": {split: [first + index for index in range(len(names))] for split, first in IMAGES_FROM.items()},
+        },
         "export": {"max_abs_difference": 1e-7},
     }
 
@@ -91,19 +79,31 @@ def images(count: int, classes: int, side: int = 8) -> tuple[LabelledImages, tor
 
 
 def write_run(
-    folder: Path, class_names: list[str], test: LabelledImages, probabilities: torch.Tensor, metrics: dict[str, Any]
+    folder: Path,
+    class_names: list[str],
+    test: LabelledImages,
+    probabilities: torch.Tensor,
+    metrics: dict[str, Any],
+    *,
+    name: str = "a-run",
+    root: str | None = None,
 ) -> str:
-    """Fill `folder` as training does, write the report and return its HTML."""
-    (folder / "golden").mkdir(parents=True)
-    (folder / "golden" / "an image.png").touch()
-    (folder / "recipe.yaml").write_text(recipe.load(MODEL).dump())
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    provenance = {"seed": 0, "code": {"commit": "0" * 40, "clean": None}, "duration_s": 9.5}
-    (folder / "provenance.json").write_text(json.dumps(provenance))
-    (folder / "index_to_name.json").write_text(json.dumps(dict(enumerate(class_names))))
-    (folder / "model.pt").write_bytes(bytes(272_383))
-    write_report(folder, test, probabilities, name="a-run")
-    return (folder / "report.html").read_text()
+    """Write the report into `folder` as training does, of a recipe for the data in `root`, and return its HTML."""
+    folder.mkdir(parents=True)
+    run, chosen = RunFolder(folder), recipe.load(MODEL)
+    run.model.write_bytes(bytes(272_383))
+    write_report(
+        run,
+        test,
+        probabilities,
+        name=name,
+        recipe=chosen.model_copy(update={"data": chosen.data.model_copy(update={"root": root})}),
+        class_names=class_names,
+        metrics=metrics,
+        provenance={"seed": 0, "code": {"commit": "0" * 40, "clean": None}, "duration_s": 9.5},
+        golden_image="an image.png",
+    )
+    return run.report.read_text()
 
 
 def report(folder: Path, class_names: list[str], side: int = 8) -> tuple[str, dict[str, Any]]:
@@ -130,6 +130,11 @@ class Elements(HTMLParser):
 
     def having(self, attribute: str) -> list[str]:
         return [attributes[attribute] or "" for _, attributes in self.elements if attribute in attributes]
+
+
+def without_bdi(page: str) -> str:
+    """Without the marks around the names of classes."""
+    return re.sub("</?bdi>", "", page)
 
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -165,9 +170,9 @@ def test_every_section_is_there_in_order(digits: tuple[str, dict[str, Any]]) -> 
 def test_figures_are_those_of_the_metrics(digits: tuple[str, dict[str, Any]]) -> None:
     """Accuracy, top-5, worst class, calibration error, images and size stand in the page as measured."""
     page, metrics = digits
-    figures = re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)<div class=\"note\">([^<]*)", page)
+    tiles = re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)<div class=\"note\">([^<]*)", without_bdi(page))
     test = metrics["test"]
-    assert [(label, value) for label, value, _ in figures] == [
+    assert [(label, value) for label, value, _ in tiles] == [
         ("Accuracy", f"{test['acc1']:.2%}"),
         ("Top-5 accuracy", f"{test['acc5']:.2%}"),
         ("Worst class", f"{test['worst_class']['acc1']:.1%}"),
@@ -175,7 +180,12 @@ def test_figures_are_those_of_the_metrics(digits: tuple[str, dict[str, Any]]) ->
         ("Held-out images", "120"),
         ("Model size", "272 kB"),
     ]
-    assert figures[2][2] == f"class {test['worst_class']['name']}"
+    ends = test["acc1_interval"]
+    assert tiles[0][2] == f"95% interval {ends['lower'] * 100:.1f}–{ends['upper']:.1%}"
+    worst = test["worst_class"]
+    assert tiles[2][2].startswith(f"{worst['name']}, of {worst['images']}: 95% interval ")
+    alike = f"accuracy is {test['balanced_acc1']:.1%} and the mean F1 score {test['macro_f1']:.1%}."
+    assert alike in page
     cells = re.findall(r"<td [^>]*title=\"[^\"]* taken for [^\"]*\">(\d*)</td>", page)
     assert [int(cell or 0) for cell in cells] == [count for row in test["confusion"] for count in row]
 
@@ -188,7 +198,9 @@ def test_pictures_are_small_and_described(tmp_path: Path) -> None:
         assert len(pictures) >= 8
         for picture in pictures:
             assert (picture.get("class") == "crisp") == crisp
-            assert re.fullmatch(r"image-\d+\.png: this is (ant|bee), the model says .*%", picture["alt"] or "")
+            assert re.fullmatch(
+                r"image-\d+\.png: this is “(ant|bee)”, the model says “(ant|bee)” with .*%", picture["alt"] or ""
+            )
             data = (picture["src"] or "").partition("base64,")[2]
             assert Image.open(io.BytesIO(base64.b64decode(data))).size == (expected, expected)
 
@@ -199,12 +211,13 @@ def test_mistakes_are_the_surest_ones(digits: tuple[str, dict[str, Any]]) -> Non
     confidence, guess = probabilities.max(1)
     wrong = [index for index in confidence.argsort(descending=True).tolist() if guess[index] != test.labels[index]]
     assert len(wrong) > 12
-    section = digits[0].partition('id="mistakes"')[2].partition("</section>")[0]
+    section = without_bdi(digits[0]).partition('id="mistakes"')[2].partition("</section>")[0]
     shown = re.findall(
         r"guess<span>([^<]*)</span></dt><dd class=\"guess\">(\d).*?<dd class=\"truth\">(\d)", section, re.DOTALL
     )
     expected = [(percent(float(confidence[i])), str(int(guess[i])), str(int(test.labels[i]))) for i in wrong[:12]]
     assert shown == expected
+    assert re.findall(r'class="file">([^<]*)', section) == [test.names[index] for index in wrong[:12]]
 
 
 def test_names_cannot_become_markup(tmp_path: Path) -> None:
@@ -213,11 +226,8 @@ def test_names_cannot_become_markup(tmp_path: Path) -> None:
     test = LabelledImages([HOSTILE] * 24, test.encoded, test.labels)
     metrics = measure(probabilities, test.labels, [HOSTILE, "bee"])
     metrics["data"]["skipped"] = [HOSTILE]
-    write_run(tmp_path / "run", [HOSTILE, "bee"], test, probabilities, metrics)
-    with (tmp_path / "run" / "recipe.yaml").open("a") as file:
-        file.write(f"# {HOSTILE}\n")
-    write_report(tmp_path / "run", test, probabilities, name=HOSTILE)
-    page = Elements((tmp_path / "run" / "report.html").read_text())
+    content = write_run(tmp_path / "run", [HOSTILE, "bee"], test, probabilities, metrics, name=HOSTILE, root=HOSTILE)
+    page = Elements(content)
     assert "b" not in {tag for tag, _ in page.elements}
     assert page.having("onload") == []
     assert page.text.count(HOSTILE) > 10
@@ -229,12 +239,22 @@ def test_a_run_without_validation(digits: tuple[str, dict[str, Any]], tmp_path: 
     metrics = json.loads(json.dumps(digits[1]))
     for epoch in metrics["history"]:
         epoch.update(val_loss=None, val_acc1=None)
-    metrics["calibration"] = {"temperature": 1.0, "images": 0}
+    metrics["calibration"] = {"temperature": 1.0, "images": 0, "mistakes": 0, "fitted": False, "least_mistakes": 10}
     test, probabilities = images(120, 10)
     page = write_run(tmp_path / "run", DIGITS, test, probabilities, metrics)
-    assert (digits[0].count("<polyline"), page.count("<polyline")) == (4, 2)
-    assert (digits[0].count("<svg"), page.count("<svg")) == (4, 3)
+    assert (digits[0].count("<polyline"), page.count("<polyline")) == (5, 3)
+    assert (digits[0].count("<svg"), page.count("<svg")) == (5, 4)
     assert (digits[0].count("ECE, from 3.45%"), page.count("ECE, from")) == (1, 0)
+    assert "there are no validation images to fit it to" in page
+
+
+def test_a_calibration_that_got_worse_is_called_so(digits: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    """The page says which of the two errors is the larger, whatever the temperature was fitted for."""
+    metrics = json.loads(json.dumps(digits[1]))
+    metrics["test"].update(ece=0.0240, ece_uncalibrated=0.0170)
+    page = write_run(tmp_path / "run", DIGITS, *images(120, 10), metrics)
+    assert "worse than the 1.70% before the temperature 1.60" in page
+    assert "better than the 3.45% before the temperature 1.60" in digits[0]
 
 
 def test_a_loss_that_overflowed_is_left_out(digits: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
@@ -245,7 +265,7 @@ def test_a_loss_that_overflowed_is_left_out(digits: tuple[str, dict[str, Any]], 
     test, probabilities = images(120, 10)
     page = write_run(tmp_path / "run", DIGITS, test, probabilities, metrics)
     assert Elements(page).having("id") == SECTIONS
-    assert (digits[0].count("<polyline"), page.count("<polyline")) == (4, 2)
+    assert (digits[0].count("<polyline"), page.count("<polyline")) == (5, 3)
     assert (digits[0].count("<h3>Loss</h3>"), page.count("<h3>Loss</h3>")) == (1, 0)
 
 
@@ -255,7 +275,9 @@ def test_a_hundred_classes_stay_readable(tmp_path: Path) -> None:
     assert 'class="matrix"' not in page
     assert page.count('<span class="count">') == 20
     assert "80 classes between" in page
-    pairs = re.findall(r"<tr><td>class (\d+)</td><td>class (\d+)</td><td class=\"number\">(\d+)</td>", page)
+    pairs = re.findall(
+        r"<tr><td>class (\d+)</td><td>class (\d+)</td><td class=\"number\">(\d+)</td>", without_bdi(page)
+    )
     confusion = torch.tensor(metrics["test"]["confusion"])
     assert [int(confusion[int(truth), int(guess)]) for truth, guess, _ in pairs] == [int(count) for *_, count in pairs]
     most = (confusion - confusion.diag().diag()).flatten().topk(12).values.tolist()
@@ -293,6 +315,7 @@ def problems(
     return found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
 @pytest.mark.parametrize(
@@ -310,6 +333,7 @@ def test_it_looks_right(
         assert seen.width == size[0]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("kind", "old", "new"),
     [
@@ -332,3 +356,38 @@ def test_a_broken_page_is_noticed(
     (tmp_path / "broken.html").write_text(broken)
     found = problems(browser, tmp_path / "broken.html", PHONE, "light", tmp_path / "broken.png")
     assert kind in {problem.partition(":")[0] for problem in found}
+
+
+def test_what_is_accepted_and_what_slips_through_is_shown(digits: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    """Thresholds with what they keep, and strangers beside known images by each score; else neither."""
+    metrics, share = json.loads(json.dumps(digits[1])), {"share": 0.11, "share_interval": {"lower": 0.05, "upper": 0.2}}
+    histogram = {"edges": [0, 0.25, 0.5, 1], "known": [0.0, 0.1, 0.9], "strangers": [0.7, 0.2, 0.1]}
+    score = {
+        "auroc": 0.912, "auroc_interval": {"lower": 0.88, "upper": 0.94}, "accepted_at_95": share,
+        "histogram": histogram,
+    }  # fmt: skip
+    metrics["accept"] = {
+        "thresholds": {"probability": 0.8123, "nearness": None},
+        "test": figures.selected(120, [True] * 99 + [False]),
+    }
+    metrics["unknown"] = {
+        "images": 70, "known_images": 120, "accepted": share, "scores": {"probability": score, "nearness": score},
+    }  # fmt: skip
+    page = write_run(tmp_path / "run", DIGITS, *images(120, 10), metrics)
+    expected = list(SECTIONS)
+    expected.insert(SECTIONS.index("selective") + 1, "unknown")
+    assert Elements(page).having("id") == expected
+    for text in (
+        "Least probability",
+        "0.8123",
+        "83.3%, 95% interval",
+        "1.00%, 95% interval",
+        "70 images of none",
+        "0.912",
+    ):
+        assert text in page
+    assert "Least nearness" not in page
+    assert (page.count('<i class="strangers">'), page.count("<polyline") - digits[0].count("<polyline")) == (2, 4)
+    assert "No answer is marked" in digits[0]
+    metrics["accept"], metrics["unknown"] = {"unattainable": "cannot be reached"}, None
+    assert "cannot be reached" in write_run(tmp_path / "none", DIGITS, *images(120, 10), metrics)

@@ -25,36 +25,35 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from client import locks
-from client.__main__ import app
-from client.edge.backends import Server, State
-from client.edge.images import GoldenFile
-from client.edge.nginx import Nginx
-from client.edge.servers import ServerEntry
-from client.edge.share import LEASE_S, EdgeShare
-from client.errors import ClientError, EdgeUnusable, RolloutRefused
+from client.errors import ClientError
 from client.inputs import Source
-from client.rollout.comparison import Answer, Comparison, Limits, Plan
-from client.rollout.versions import Rollout
 from client.tokens import VARIABLES, Tokens
 from client.torchserve import TorchServe
-from client.tuning import layouts
-from server import launch, processes
+from operate.__main__ import app
+from operate.edge.backends import Server, State
+from operate.edge.nginx import Nginx
+from operate.edge.servers import ServerEntry
+from operate.edge.share import LEASE_S, EdgeShare
+from operate.errors import EdgeUnusable, RolloutRefused
+from operate.golden import GoldenFile
+from operate.rollout.asking import Plan
+from operate.rollout.comparison import Answer, Comparison, Limits
+from operate.rollout.versions import Rollout
+from operate.tuning import layouts
 from server.launch import RunningServer
-from tests.broken import repacked
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports, signals_of_a_terminal, wait_for
+from system import locks
+from tests.broken import repacked, spoil_golden_answers
+from tests.commands import command, command_line
+from tests.conftest import MODEL, ROOT, free_ports, signals_of_a_terminal, started, wait_for, with_model_api
 from tests.edges import (
-    READ_TIMEOUT_S,
     TAKEN_BACK_WITHIN_S,
     TEMPLATE,
     RunningEdge,
     behind,
     make_folder,
     running,
-    substitute,
 )
 from tests.listening import Quiet, key_file, listening
-from tests.test_client_live import command, command_line
 
 MARK = "MAR-INF/MANIFEST.json"
 VERSIONS = count(2)
@@ -63,19 +62,15 @@ Change = Callable[[Path], object]
 
 
 @pytest.fixture(scope="module")
-def store(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model store of a server that lets models be registered."""
-    return Path(shutil.copytree(model_store, tmp_path_factory.mktemp("rollout") / "model_store"))
+def rolling(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with with_model_api(tmp_path_factory.mktemp("rollout"), model_store) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def rolling(torchserve: RunningServer, store: Path) -> Iterator[RunningServer]:
-    """That server."""
-    run_dir = store.parent
-    config = run_dir / "rolling.properties"
-    config.write_text(CONFIG.read_text() + "enable_model_api=true\n")
-    yield launch.start(run_dir, store, config, first_port=free_ports())
-    processes.stop(run_dir)
+def store(rolling: RunningServer) -> Path:
+    """The model store of that server."""
+    return rolling.key_file.parent / "model_store"
 
 
 @pytest.fixture
@@ -113,10 +108,12 @@ def swap_two_labels(content: Path) -> None:
     (content / "golden" / "golden.json").write_text(json.dumps(golden))
 
 
-def spoil_golden_answers(content: Path) -> None:
-    golden = json.loads((content / "golden" / "golden.json").read_text())
-    golden["probabilities"] = {name: row[::-1] for name, row in golden["probabilities"].items()}
-    (content / "golden" / "golden.json").write_text(json.dumps(golden))
+def of_a_swapped_class(run: Path) -> bytes:
+    """A golden image whose label they change."""
+    rows = json.loads((run / "golden" / "golden.json").read_text())["probabilities"]
+    best = {name: max(range(10), key=row.__getitem__) for name, row in rows.items()}
+    [(most, _)] = Counter(best.values()).most_common(1)
+    return (run / "golden" / next(name for name, label in best.items() if label == most)).read_bytes()
 
 
 def options(run: Path, watch: str) -> list[str]:
@@ -134,10 +131,8 @@ def watching(server: TorchServe, version: str) -> bool:
 
 def after_a_restart(store: Path, run_dir: Path) -> str:
     """The version that a fresh start serves."""
-    try:
-        return str(launch.start(run_dir, store, CONFIG, free_ports()).client().describe(MODEL)["modelVersion"])
-    finally:
-        processes.stop(run_dir)
+    with started(run_dir, store) as server:
+        return str(server.client().describe(MODEL)["modelVersion"])
 
 
 @contextmanager
@@ -152,6 +147,7 @@ def killed_at_last(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_a_good_version_is_promoted_also_after_a_kill(
     rolling: RunningServer, server: TorchServe, store: Path, run: Path, digit: bytes, tmp_path: Path, number: int
@@ -183,7 +179,7 @@ def test_a_good_version_is_promoted_also_after_a_kill(
     assert finished.stderr == ""
     document = json.loads(finished.stdout)
     assert (document["promoted"], document["disagreements"], document["new"]["errors"]) == (True, 0, 0)
-    assert document["new"]["images"] == document["old"]["images"] >= 5
+    assert document["new"]["requests"] == document["old"]["requests"] >= 5
     assert server.versions(MODEL) == [new]
     assert not (store / archive).exists()
     assert layouts.find_archive(server, MODEL, store) == store / f"{MODEL}.mar"
@@ -195,6 +191,7 @@ def test_a_good_version_is_promoted_also_after_a_kill(
     assert server.versions(MODEL) == [new]
 
 
+@pytest.mark.slow
 def test_a_version_that_answers_otherwise_is_rolled_back(
     rolling: RunningServer, server: TorchServe, store: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -211,6 +208,7 @@ def test_a_version_that_answers_otherwise_is_rolled_back(
     assert after_a_restart(store, tmp_path / "restart") == old
 
 
+@pytest.mark.slow
 def test_a_version_that_does_not_load_is_removed(
     rolling: RunningServer, server: TorchServe, store: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -235,9 +233,7 @@ def edge(rolling: RunningServer, run: Path, tmp_path_factory: pytest.TempPathFac
 
 def lone(folder: Path, port: int, server: RunningServer, golden: Path) -> Path:
     """An edge's folder as it is shipped where nobody else can be asked: with patience while a version loads."""
-    make_folder(folder, port, behind({"a": server}, golden))
-    substitute(folder / "hop.conf", f"proxy_read_timeout {READ_TIMEOUT_S:g}s", "proxy_read_timeout 10s")
-    return folder
+    return make_folder(folder, port, behind({"a": server}, golden), read_timeout_s=10)
 
 
 class Users:
@@ -277,6 +273,7 @@ class Users:
         return Counter(self.versions[first : first + count])
 
 
+@pytest.mark.slow
 @needs_nginx
 @pytest.mark.parametrize(("change", "promoted"), [(lambda content: None, True), (swap_two_labels, False)])
 def test_users_behind_an_edge_get_the_share_and_no_failure(
@@ -299,9 +296,37 @@ def test_users_behind_an_edge_get_the_share_and_no_failure(
     assert (f"in its store, mv {archive} {MODEL}.mar\n" in finished.result().stderr) == promoted
     assert users.failed == []
     assert server.versions(MODEL) == [new if promoted else old]
-    assert canary.read_text().splitlines()[-2:] == (TEMPLATE / "canary.conf").read_text().splitlines()[-2:]
+    assert canary.read_text().splitlines()[-3:] == (TEMPLATE / "canary.conf").read_text().splitlines()[-3:]
 
 
+@pytest.mark.slow
+@needs_nginx
+@pytest.mark.parametrize(("change", "promoted"), [(lambda content: None, True), (swap_two_labels, False)])
+def test_copies_of_what_users_send_decide(
+    rolling: RunningServer, server: TorchServe, store: Path, run: Path, edge: RunningEdge, tmp_path: Path,
+    change: Change, promoted: bool,
+) -> None:  # fmt: skip
+    """Two labels swapped, and it is refused by real requests alone; until the verdict the old version answers them."""
+    archive, new = packed(store, tmp_path, change)
+    old = server.describe(MODEL)["modelVersion"]
+    canary = edge.folder / "canary.conf"
+    share = ["--mirror", "--edge", canary, "--canary", "50%", "--watch", "5s" if promoted else "60s", "--rate", "20"]
+    limits = ["--min-compared", "20", "--max-p99-ratio", "100"]
+    with Users(edge, of_a_swapped_class(run)) as users:
+        finished = command(rolling, "rollout", MODEL, archive, *share, *limits, "--json")
+        assert users.next(10) == {new if promoted else old: 10}
+    document = json.loads(finished.stdout)
+    assert (finished.returncode, document["promoted"]) == ((0, True) if promoted else (1, False)), finished.stderr
+    assert document["new"]["errors"] == 0
+    assert (document["disagreements"] == 0) == promoted
+    assert document["new"]["requests"] >= 20 if promoted else "another class for 100.0 %" in finished.stderr
+    assert users.failed == []
+    assert new not in users.versions if not promoted else users.versions.index(new) >= 20
+    assert server.versions(MODEL) == [new if promoted else old]
+    assert canary.read_text().splitlines()[-3:] == (TEMPLATE / "canary.conf").read_text().splitlines()[-3:]
+
+
+@pytest.mark.slow
 @needs_nginx
 def test_users_get_the_old_version_again_after_a_kill(
     rolling: RunningServer, server: TorchServe, store: Path, run: Path, digit: bytes, edge: RunningEdge, tmp_path: Path
@@ -330,6 +355,7 @@ def test_users_get_the_old_version_again_after_a_kill(
     assert users.failed == []
 
 
+@pytest.mark.slow
 def test_from_another_machine_a_registered_version_is_respected(
     rolling: RunningServer, server: TorchServe, store: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,7 +366,7 @@ def test_from_another_machine_a_registered_version_is_respected(
     tokens = Tokens(rolling.key_file, {})
     for kind, variable in VARIABLES.items():
         monkeypatch.setenv(variable, tokens.token(kind).value)
-    here = [sys.executable, "-m", "client", "--url", rolling.inference_url, "--key-file", str(tmp_path / "none.json")]
+    here = [sys.executable, "-m", "operate", "--url", rolling.inference_url, "--key-file", str(tmp_path / "none.json")]
 
     def there(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -365,6 +391,7 @@ def states(server: Server, looks: int) -> set[State]:
     return {server.look().state for _ in range(looks)}
 
 
+@pytest.mark.slow
 def test_an_edge_takes_the_golden_answers_of_either_version(
     rolling: RunningServer, server: TorchServe, store: Path, tmp_path: Path
 ) -> None:
@@ -391,6 +418,7 @@ def test_an_edge_takes_the_golden_answers_of_either_version(
     assert "out" in states(behind_edge, looks)
 
 
+@pytest.mark.slow
 @needs_nginx
 def test_an_edge_needs_no_restart_after_a_promotion(
     rolling: RunningServer, server: TorchServe, store: Path, run: Path, digit: bytes, edge: RunningEdge, tmp_path: Path
@@ -413,24 +441,25 @@ def test_an_edge_needs_no_restart_after_a_promotion(
     assert "a: out of service" in edge.said
 
 
-GOOD, OTHER, SLOW = Answer("7", 10.0), Answer("1", 10.0), Answer("7", 40.0)
-FAILED = Answer(None, 10.0, "500 InternalServerException: Worker died.")
+SEVEN = [{"7": 0.9, "1": 0.1}]
+GOOD, OTHER, SLOW = Answer(SEVEN, 10.0), Answer([{"1": 0.5, "7": 0.5}], 10.0), Answer(SEVEN, 40.0)
+FAILED = Answer((), 10.0, "500 InternalServerException: Worker died.")
 
 
 @pytest.mark.parametrize(
     ("pairs", "reason"),
     [
         ([(GOOD, GOOD)] * 100, None),
-        ([(GOOD, GOOD)] * 99, "only 99 images to compare, 100 are evidence"),
-        ([(FAILED, FAILED)] * 100, "only 0 images"),
+        ([(GOOD, GOOD)] * 99, "only 99 requests to compare, 100 are evidence"),
+        ([(FAILED, FAILED)] * 100, "only 0 requests"),
         ([(FAILED, FAILED), *[(GOOD, GOOD)] * 100], None),
-        ([(GOOD, FAILED), *[(GOOD, GOOD)] * 99], "1 errors against 0 in 100 images (500 InternalServerException"),
+        ([(GOOD, FAILED), *[(GOOD, GOOD)] * 99], "1 errors against 0 in 100 requests (500 InternalServerException"),
         ([(FAILED, GOOD), *[(GOOD, GOOD)] * 100], None),
         ([*[(GOOD, OTHER)] * 5, *[(GOOD, GOOD)] * 95], None),
-        ([*[(GOOD, OTHER)] * 6, *[(GOOD, GOOD)] * 94], "another class for 6.0 % of the images"),
+        ([*[(GOOD, OTHER)] * 6, *[(GOOD, GOOD)] * 94], "another class for 6.0 % of the requests"),
         ([(GOOD, SLOW), *[(GOOD, GOOD)] * 99], None),
         ([*[(GOOD, SLOW)] * 2, *[(GOOD, GOOD)] * 98], "p99 40.0 ms against 10.0, 20.0 are allowed"),
-        ([*[(GOOD, Answer("7", 19.0))] * 2, *[(GOOD, GOOD)] * 98], None),
+        ([*[(GOOD, Answer(SEVEN, 19.0))] * 2, *[(GOOD, GOOD)] * 98], None),
     ],
 )
 def test_each_limit_is_kept(pairs: list[tuple[Answer, Answer]], reason: str | None) -> None:
@@ -472,11 +501,13 @@ def test_a_plan_sends_the_new_version_its_share() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "name the new archive and --images"),
-        (["new.mar"], "name the new archive and --images"),
+        ([], "name NEW.mar and --images, or --mirror with --edge"),
+        (["new.mar"], "name NEW.mar and --images"),
+        (["new.mar", "--mirror"], "--mirror with --edge"),
+        (["new.mar", "--mirror", "--images", "{folder}"], "--images, or --mirror"),
         (["new.mar", "--images", "{folder}", "--canary", "10"], "--canary: expected a percentage such as 10%"),
         (["new.mar", "--images", "{folder}", "--watch", "5"], "--watch: expected a time such as 30s, 5m or 1h"),
-        (["new.mar", "--images", "{folder}", "--watch", "5s"], "5 images would be compared and 100 are evidence"),
+        (["new.mar", "--images", "{folder}", "--watch", "5s"], "5 requests would be compared and 100 are evidence"),
         ([f"{MODEL}.mar", "--images", "{folder}", "--model-store", "."], "is what the server's next start takes"),
         (["new.mar", "--images", "{folder}", "--model-store", "{folder}"], "new.mar is not there: name the server's"),
         (["new.mar", "--images", "{folder}", "--edge", "{folder}/nowhere"], "is not the canary.conf of an edge"),
@@ -494,9 +525,12 @@ def test_what_cannot_be_rolled_out_is_said_first(run: Path, arguments: list[str]
 @pytest.mark.parametrize(
     ("manifest", "complaint"),
     [
-        ({"model": {"modelName": "another"}}, f"is the model another, and as {MODEL}.mar no start serves it"),
-        ({"model": {}}, "is no archive of a model: 'modelName'"),
-        ({"model": {"modelName": MODEL}}, "cannot read the tokens"),
+        (
+            {"model": {"modelName": "another", "modelVersion": "1.0"}},
+            f"is the model another, and as {MODEL}.mar no start serves it",
+        ),
+        ({"model": {}}, "names no model and version"),
+        ({"model": {"modelName": MODEL, "modelVersion": "1.0"}}, "cannot read the tokens"),
     ],
 )
 def test_the_archive_is_one_of_the_model(tmp_path: Path, run: Path, manifest: object, complaint: str) -> None:
@@ -553,6 +587,7 @@ http {
 """
 
 
+@pytest.mark.server
 @needs_nginx
 def test_an_edge_gives_the_share_and_takes_it_back(tmp_path: Path) -> None:
     """A real nginx sends about the share to the new version, then none; a name that is configuration is refused."""
@@ -560,7 +595,7 @@ def test_an_edge_gives_the_share_and_takes_it_back(tmp_path: Path) -> None:
     file = tmp_path / "canary.conf"
     file.write_text('map "" $canary_model { default ""; }\nmap "" $canary_version { default ""; }\n')
     (tmp_path / "nginx.conf").write_text(NGINX.replace("PORT", str(port)))
-    with pytest.raises(EdgeUnusable, match="python -m client edge"):
+    with pytest.raises(EdgeUnusable, match="python -m operate edge"):
         EdgeShare(file)
     nginx = Nginx(tmp_path)
     nginx.start()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
@@ -15,8 +13,9 @@ from client import scaling
 from client.errors import ClientError, NoWorkers, TooManyWorkers
 from client.torchserve import TorchServe
 from server.launch import RunningServer
+from system.addresses import is_here
+from tests.commands import command
 from tests.conftest import MODEL, wait_for
-from tests.test_client_live import command
 
 MB = 1_000_000
 
@@ -61,6 +60,7 @@ class Load:
         self._pool.shutdown()
 
 
+@pytest.mark.slow
 def test_scaling_under_load_costs_no_prediction(torchserve: RunningServer, scaled: TorchServe, digit: bytes) -> None:
     """1 → 2 → 1 → 0 → 1 workers while requests arrive: none fails that is asked again, and some that are not."""
     patient, hasty = Load(torchserve, digit, retry_s=60), Load(torchserve, digit, retry_s=0)
@@ -105,46 +105,16 @@ def test_memory_is_a_ceiling(scaled: TorchServe, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     monkeypatch.setattr(scaling, "cores", lambda: 8)
     with pytest.raises(
-        TooManyWorkers, match=r"2 workers are more than 1, 20 MB of memory are free.*--ceiling 2 allows"
+        TooManyWorkers, match=r"2 workers would be more than 1, 20 MB of memory are free.*--ceiling 2 allows"
     ):
         scaling.check(scaled, MODEL, 2)
-    with pytest.raises(TooManyWorkers, match="1 workers are more than 0"):
+    with pytest.raises(TooManyWorkers, match="1 worker would be more than 0"):
         scaling.check(scaled, MODEL, 1, beside=True)
     assert scaling.most_workers(scaled, MODEL)[0] == 1
     assert scaling.most_workers(scaled, MODEL, beside=True)[0] == 0
     assert scaling.most_workers(scaled, "nobody") == (8, "this machine has no more cores")
     scaling.check(scaled, MODEL, 1)
     scaling.check(scaled, MODEL, 2, ceiling=2)
-
-
-V1 = ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, None),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "200000 100000\n"}, 2),
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "5000 100000\n"}, 1),
-        ({"cpu.max": ""}, None),
-        (dict(zip(V1, ("-1\n", "100000\n"), strict=True)), None),
-        (dict(zip(V1, ("250000\n", "100000\n"), strict=True)), 3),
-        ({V1[0]: "250000\n"}, None),
-    ],
-)
-def test_a_quota_counts_as_cores(
-    files: dict[str, str], cores: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of control groups of either version, rounded up; without one, or with half of one, there is none."""
-    (tmp_path / "cpu").mkdir()
-    for name, content in files.items():
-        (tmp_path / name).write_text(content)
-    assert scaling.quota_cores(tmp_path) == cores
-    monkeypatch.setattr(scaling, "_CGROUP", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    assert scaling.cores() == (cores or 64)
 
 
 def test_the_command_refuses_and_scales(torchserve: RunningServer, scaled: TorchServe) -> None:
@@ -154,7 +124,7 @@ def test_the_command_refuses_and_scales(torchserve: RunningServer, scaled: Torch
     assert "this machine has no more cores: --ceiling 9999 allows them" in refused.stderr
     assert "the ceiling that was given" in command(torchserve, "scale", MODEL, "2", "--ceiling", "1").stderr
     assert scaled.ready_workers(MODEL) == 1
-    assert command(torchserve, "scale", MODEL, "1", "--ceiling", "1").stdout == f"{MODEL}: 1 workers ready\n"
+    assert command(torchserve, "scale", MODEL, "1", "--ceiling", "1").stdout == f"{MODEL}: 1 worker ready\n"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +134,7 @@ def test_the_command_refuses_and_scales(torchserve: RunningServer, scaled: Torch
 )  # fmt: skip
 def test_another_machine_has_no_ceiling_of_ours(url: str, here: bool) -> None:
     """Its cores and memory are not these; a ceiling that is given counts all the same."""
-    assert scaling.is_here(url) == here
+    assert is_here(url) == here
     server = TorchServe("http://127.0.0.1:9", url)
     if not here:
         scaling.check(server, MODEL, 9999)

@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
@@ -29,6 +31,7 @@ def interpreter(tmp_path: Path, version: str) -> Path:
     return fake
 
 
+@pytest.mark.server
 def test_an_old_python_is_refused_by_name(bare: Path, tmp_path: Path) -> None:
     """What is needed, what was found and how to choose another; no environment is begun."""
     environment = {**os.environ, "PYTHON": str(interpreter(tmp_path, "3.8.18"))}
@@ -61,14 +64,24 @@ def called(script: Path, *arguments: str) -> tuple[int, str, str]:
     return finished.returncode, finished.stdout, finished.stderr
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("script", "usage", "wrong"),
     [
-        ("setup.sh", "usage: scripts/setup.sh [--dev]\n", [["--devel"], ["--dev", "more"], ["dev"]]),
+        (
+            "setup.sh",
+            "usage: scripts/setup.sh [--dev | --cpu]\n",
+            [["--devel"], ["--dev", "more"], ["dev"], ["--dev", "--cpu"]],
+        ),
         (
             "quickstart.sh",
             "usage: scripts/quickstart.sh [--port N]\n",
             [["--prot", "9080"], ["--port"], ["--port", "http"], ["--port", "9080", "more"], ["9080"]],
+        ),
+        (
+            "lesson.sh",
+            "usage: scripts/lesson.sh [--port N] [--ip ADDRESS] [NOTEBOOK]\n",
+            [["--prot", "9080"], ["--port"], ["--port", "http"], ["--ip", "everyone"], ["none.ipynb"]],
         ),
     ],
 )
@@ -89,6 +102,27 @@ def test_an_up_to_date_environment_is_left_alone(bare: Path, tmp_path: Path) -> 
     for arguments in ([], ["--dev"]):
         finished = subprocess.run([bare / "setup.sh", *arguments], capture_output=True, text=True, check=False)
         assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+
+def test_pytorch_for_the_cpu_comes_from_the_index_that_is_named(noted: Path, tmp_path: Path) -> None:
+    """It alone, after all the rest by their hashes; and without a name nothing is installed."""
+    (tmp_path / ".venv" / "installed.lock").unlink()
+    setup = noted.with_name("setup.sh")
+    code, _, complaint = called(setup, "--cpu")
+    assert (code, complaint.count("\n")) == (1, 1)
+    assert "TORCH_INDEX_URL=" in complaint
+    environment = {**os.environ, "TORCH_INDEX_URL": "file:///wheels"}
+    subprocess.run([setup, "--cpu"], env=environment, check=True, capture_output=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    installs = [call for call in calls if " install " in call]
+    begin = "-m pip install --disable-pip-version-check --progress-bar off --no-compile"
+    assert installs == [
+        f"{begin} --no-deps --require-hashes --requirement .venv/cpu.txt",
+        f"{begin} --no-deps --index-url file:///wheels --requirement .venv/torch.txt",
+    ]
+    assert {f"deploy/docker/requirements.py {kind}" for kind in ("cpu", "torch")} <= set(calls)
+    assert calls[-1] == "-m compileall -qq -j 0 .venv/lib"
+    assert called(setup) == (0, "", "")
 
 
 @pytest.fixture
@@ -127,13 +161,12 @@ def archived(script: Path, *arguments: str) -> tuple[int, list[str], str]:
     ],
 )
 def test_quantise_may_stand_anywhere(noted: Path, arguments: tuple[str, ...]) -> None:
-    """Bare or with `auto`: the arguments are checked, int8 is made in both forms, and the archive is built."""
+    """Bare or with `auto`: the arguments are checked, int8 is made, and the archive is built."""
     code, calls, stderr = archived(noted, *arguments)
     assert (code, stderr) == (0, "")
     assert calls == [
         "archive build runs/NAME --version 2.0 --dry-run",
-        "archive export runs/NAME TMP --to onnx",
-        "train.quantise runs/NAME --onnx TMP/model.onnx",
+        "train.quantise runs/NAME",
         "archive build runs/NAME --version 2.0",
     ]
 
@@ -154,15 +187,14 @@ def test_what_is_asked_is_checked_before_int8_is_made(noted: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("fails", "code", "last", "said"),
     [
-        ("1 archive export", 0, "archive build runs/NAME", "going on without int8 as ONNX"),
         ("3 train.quantise", 0, "archive build runs/NAME", "error: train.quantise"),
-        ("1 train.quantise", 1, "train.quantise runs/NAME --onnx TMP/model.onnx", "error: train.quantise"),
+        ("1 train.quantise", 1, "train.quantise runs/NAME", "error: train.quantise"),
     ],
 )
 def test_a_network_without_int8_is_archived_all_the_same(
     noted: Path, tmp_path: Path, fails: str, code: int, last: str, said: str
 ) -> None:
-    """No ONNX and nothing kept are said and hold up nothing; a run that cannot be read again does."""
+    """Nothing kept is said and holds up nothing; a run that cannot be read again does."""
     (tmp_path / "fails").write_text(f"{fails}\n")
     ended, calls, stderr = archived(noted, "runs/NAME", "--quantise")
     assert (ended, calls[-1]) == (code, last)

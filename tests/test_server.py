@@ -17,13 +17,14 @@ import pytest
 import ts
 
 from archive.build import build
+from archive.content import ArchiveContent
 from archive.sign import keygen
-from server import effective, launch, processes, properties, store
+from server import effective, environment, launch, processes, properties, store
 from server.config import ServerConfig
 from server.errors import AlreadyRunning, ConfigError, PortTaken, StartFailed
 from server.launch import RunningServer
 from tests.broken import repacked, replaced
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports
+from tests.conftest import CONFIG, MODEL, ROOT, free_ports, started
 
 
 def test_both_configurations_listen_on_loopback_with_tokens() -> None:
@@ -89,21 +90,29 @@ def test_archives_beside_the_one_of_a_model_are_left_out(model_store: Path, tmp_
         shutil.copy(served, tmp_path / other)
     (tmp_path / ".arriving.mar").touch()
     archives, left_out = store.archives(tmp_path)
-    assert archives == [served]
+    assert [archive.path for archive in archives] == [served]
     assert [line.split(" is left out: ")[0] for line in left_out] == [
         str(tmp_path / f"{MODEL}-2.0.mar"), str(tmp_path / f"{MODEL}.tune-1-1-1.mar")
     ]  # fmt: skip
-    assert [model.name for model in effective.models(properties.read(CONFIG), tmp_path)] == [MODEL]
+    assert effective.settings(properties.read(CONFIG), *archives).name == MODEL
     served.unlink()
     with pytest.raises(ConfigError, match=rf"{MODEL}-2\.0\.mar is the model {MODEL}: name it {MODEL}\.mar"):
         store.archives(tmp_path)
 
 
-def test_an_archive_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> None:
-    """Who opens it says what is wrong, as if it were alone."""
+def test_a_manifest_is_read_once(model_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which archives are served and what with comes from one reading of each file."""
+    seen: list[str] = []
+    read = ArchiveContent.read
+    monkeypatch.setattr(ArchiveContent, "read", lambda self, name: seen.append(name) or read(self, name))
+    effective.settings(properties.read(CONFIG), *store.archives(model_store)[0])
+    assert sorted(seen) == ["MAR-INF/MANIFEST.json", "model-config.yaml"]
+
+
+def test_an_archive_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Alone in its store it stops the start, with its name and the reason."""
     broken = tmp_path / "broken.mar"
     broken.write_bytes(b"no archive")
-    assert store.archives(tmp_path) == ([broken], [])
     with pytest.raises(ConfigError, match=r"broken\.mar"):
         launch.start(tmp_path, tmp_path, CONFIG)
 
@@ -113,9 +122,9 @@ def test_stop_without_a_server_is_no_error(tmp_path: Path) -> None:
     assert processes.stop(tmp_path) is None
 
 
-def test_an_archive_that_cannot_load_fails_the_start_with_its_reason(
-    torchserve: RunningServer, model_store: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+@pytest.mark.server
+def test_an_archive_that_cannot_load_fails_the_start_with_its_reason(model_store: Path, tmp_path: Path) -> None:
     """The worker's own exception reaches the user, and no process stays behind."""
     store = tmp_path / "store"
     store.mkdir()
@@ -126,11 +135,12 @@ def test_an_archive_that_cannot_load_fails_the_start_with_its_reason(
     )
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    with pytest.raises(StartFailed, match=r"GoldenMismatch: digit-\d+\.png, class"):
+    with pytest.raises(StartFailed, match=r"GoldenMismatch: \d+\.png, class"):
         launch.start(run_dir, store, CONFIG, first_port=free_ports())
     assert processes.find(run_dir) is None
 
 
+@pytest.mark.server
 def test_a_server_that_ends_at_once_says_why(model_store: Path, tmp_path: Path) -> None:
     """A Java that does not come up ends it; its own last words are passed on."""
     config = tmp_path / "broken.properties"
@@ -141,10 +151,10 @@ def test_a_server_that_ends_at_once_says_why(model_store: Path, tmp_path: Path) 
 
 
 def test_a_configuration_that_torchserve_would_swallow_is_refused(model_store: Path, tmp_path: Path) -> None:
-    """A start checks as `client config` does, before anything is made."""
+    """A start checks as `python -m server config` does, before anything is made."""
     config = tmp_path / "swallowed.properties"
     config.write_text(CONFIG.read_text() + "disable_token_authorisation=false\nasync_loging=true\n")
-    with pytest.raises(ConfigError, match=r"disable_token_authorisation: .* \(and 1 more: python -m client config"):
+    with pytest.raises(ConfigError, match=r"disable_token_authorisation: .* \(and 1 more: python -m server config"):
         launch.start(tmp_path / "run", model_store, config, first_port=free_ports())
     assert not (tmp_path / "run").exists()
 
@@ -170,6 +180,8 @@ def test_requests_leave_no_lines(torchserve: RunningServer, digit: bytes) -> Non
     assert "Serving with variant" in (torchserve.key_file.parent / "logs" / "model_log.log").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.server
 def test_torchserves_own_settings_leave_lines(
     model_store: Path, tmp_path: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,13 +189,12 @@ def test_torchserves_own_settings_leave_lines(
     [jar] = Path(ts.__file__).parent.glob("frontend/model-server.jar")
     with zipfile.ZipFile(jar) as archive:
         monkeypatch.setattr(launch, "LOG_CONFIG", Path(archive.extract("log4j2.xml", tmp_path)))
-    run_dir = tmp_path / "own"
-    try:
-        assert bytes_a_request(launch.start(run_dir, model_store, CONFIG, free_ports()), digit) > 1000
-    finally:
-        processes.stop(run_dir)
+    with started(tmp_path / "own", model_store) as server:
+        assert bytes_a_request(server, digit) > 1000
 
 
+@pytest.mark.slow
+@pytest.mark.server
 def test_logs_are_bounded(model_store: Path, tmp_path: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that is full moves to one of five compressed files, and what was in the oldest is gone."""
     small = tmp_path / "log4j2.xml"
@@ -192,12 +203,9 @@ def test_logs_are_bounded(model_store: Path, tmp_path: Path, digit: bytes, monke
     small.write_text(settings.replace(">20 MB<", ">2 KB<"))
     monkeypatch.setattr(launch, "LOG_CONFIG", small)
     monkeypatch.setenv("LOG_LEVEL", "debug")
-    run_dir = tmp_path / "run"
-    try:
-        bytes_a_request(launch.start(run_dir, model_store, CONFIG, free_ports()), digit)
-    finally:
-        processes.stop(run_dir)
-    logs = run_dir / "logs"
+    with started(tmp_path / "run", model_store) as server:
+        bytes_a_request(server, digit)
+    logs = tmp_path / "run" / "logs"
     assert {file.name for file in logs.glob("ts_log.*.gz")} == {f"ts_log.{number}.log.gz" for number in range(1, 6)}
     assert "Loading initial models" not in "".join(
         gzip.decompress(file.read_bytes()).decode() for file in logs.glob("ts_log.*.gz")
@@ -205,6 +213,8 @@ def test_logs_are_bounded(model_store: Path, tmp_path: Path, digit: bytes, monke
     assert (logs / "ts_log.log").stat().st_size < 4096
 
 
+@pytest.mark.slow
+@pytest.mark.server
 def test_workers_that_outlive_their_server_are_ended(model_store: Path, tmp_path: Path) -> None:
     """A killed TorchServe leaves a worker that hangs, and its temp folder; stopping its directory ends both."""
     launch.start(tmp_path, model_store, CONFIG, free_ports())
@@ -239,7 +249,9 @@ def test_a_server_is_found_under_another_temp_folder(tmp_path: Path, monkeypatch
     assert processes.temp_dir(mine).parent == other
 
 
-def test_the_scripts_see_paths_from_where_they_are_called(torchserve: RunningServer, run: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.server
+def test_the_scripts_see_paths_from_where_they_are_called(run: Path, tmp_path: Path, short: Path) -> None:
     """A run directory, a model store and a key named from another folder; stopped under another TMPDIR, all is gone."""
     if not (Path(sys.prefix) / "installed.lock").is_file():
         pytest.skip("the environment was not made by scripts/setup.sh")
@@ -248,8 +260,8 @@ def test_the_scripts_see_paths_from_where_they_are_called(torchserve: RunningSer
     build(run, MODEL, "1.0", tmp_path / "store", private_key=tmp_path / "key")
 
     def script(name: str, *options: str, temp: str, key: str = "key.pub") -> subprocess.CompletedProcess[str]:
-        (tmp_path / temp).mkdir(exist_ok=True)
-        place = {"TMPDIR": str(tmp_path / temp), "TEMP": str(tmp_path / temp), launch.PUBLIC_KEY_VARIABLE: key}
+        (short / temp).mkdir(exist_ok=True)
+        place = {"TMPDIR": str(short / temp), "TEMP": str(short / temp), environment.PUBLIC_KEY_VARIABLE: key}
         return subprocess.run(
             [ROOT / "scripts" / name, *options], cwd=tmp_path, env={**os.environ, **place},
             capture_output=True, text=True, timeout=180, check=False,
@@ -263,20 +275,21 @@ def test_the_scripts_see_paths_from_where_they_are_called(torchserve: RunningSer
         assert started.returncode == 0, started.stderr
         assert f"tokens      {tmp_path / 'here' / 'key_file.json'}" in started.stdout
         assert started.stderr == ""
-        assert list((tmp_path / "a").glob("torchserve-*"))
+        assert list((short / "a").glob("torchserve-*"))
     finally:
         stopped = script("stop.sh", *place, temp="b")
     assert stopped.stdout == f"stopped the server in {tmp_path / 'here'}\n"
-    assert not list((tmp_path / "a").glob("torchserve-*"))
+    assert not list((short / "a").glob("torchserve-*"))
     assert not processes.workers(tmp_path / "here")
 
 
+@pytest.mark.slow
+@pytest.mark.server
 def test_two_servers_side_by_side(torchserve: RunningServer, model_store: Path, tmp_path: Path, digit: bytes) -> None:
     """A second server on other ports answers like the first; stopping it leaves the first alone and nothing behind."""
     run_dir = tmp_path / "second"
     run_dir.mkdir()
-    second = launch.start(run_dir, model_store, CONFIG, first_port=free_ports())
-    try:
+    with started(run_dir, model_store) as second:
         assert second.client().predict(MODEL, digit) == torchserve.client().predict(MODEL, digit)
         with pytest.raises(AlreadyRunning):
             launch.start(run_dir, model_store, CONFIG, first_port=free_ports())
@@ -284,8 +297,6 @@ def test_two_servers_side_by_side(torchserve: RunningServer, model_store: Path, 
         assert process is not None
         family = [process, *process.children(recursive=True)]
         assert len(family) >= 2
-    finally:
-        processes.stop(run_dir)
     assert not [member for member in family if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
     assert not processes.temp_dir(run_dir).exists()
     assert not (run_dir / "key_file.json").exists()

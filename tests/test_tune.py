@@ -15,7 +15,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +24,26 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from archive import serving
 from archive.build import build
+from archive.errors import IncompleteRun
 from client import scaling
-from client.__main__ import app
-from client.errors import BoundNotMet, ModelApiOff, NotTunable
+from client.errors import ModelApiOff
 from client.torchserve import TorchServe
-from client.tuning import layouts
-from client.tuning.layouts import Layout
-from client.tuning.load import LoadResult
-from client.tuning.tune import Bench, Measured, choose, default_layout, neighbours, round_s, search
 from handler.settings import HandlerSettings, SettingsError
-from server import launch, processes
+from operate.__main__ import app
+from operate.errors import BoundNotMet, NotTunable
+from operate.tuning import commands, layouts
+from operate.tuning.layouts import Layout
+from operate.tuning.load import LoadResult
+from operate.tuning.tune import Bench, Measured, choose, default_layout, neighbours, round_s, search
 from server.launch import RunningServer
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports, signals_of_a_terminal
+from tests.conftest import MODEL, ROOT, signals_of_a_terminal, with_model_api
+from train import recipe
 
 BOUND_MS = 50.0
 CORES = 4
-CONFIG_TEXT = """\
-# Who serves
-minWorkers: 1          # one is enough
-maxWorkers: 1
-batchSize: 8  # eight
-maxBatchDelay: 5
-responseTimeout: 120
-handler:
-  batchSize: 3
-  top_k: 5   # five
-"""
-WRITTEN_TEXT = CONFIG_TEXT.replace("Workers: 1", "Workers: 2").replace("ize: 8", "ize: 16").replace("ay: 5", "ay: 10")
+FILE = Path("model-config.yaml")
 
 
 def measured(
@@ -177,66 +169,62 @@ def test_none_that_holds_is_an_error() -> None:
             choose(found, lambda best, again_ms=again_ms: replace(best, p99_ms=again_ms), CORES, BOUND_MS)
 
 
-def test_only_the_chosen_values_are_written(tmp_path: Path) -> None:
-    """Comments, order and other keys stay, also such of the same name further in; what was missing is added."""
-    file = tmp_path / "model-config.yaml"
-    file.write_text(CONFIG_TEXT)
-    layouts.write(tmp_path, Layout(2, 16, 10))
-    assert file.read_text() == WRITTEN_TEXT
-    file.write_text("batchSize: 8")
-    layouts.write(tmp_path, Layout(1, 4, 2))
-    assert file.read_text() == "batchSize: 4\nminWorkers: 1\nmaxWorkers: 1\nmaxBatchDelay: 2\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["model-config.yaml"]
+def test_only_the_chosen_values_change() -> None:
+    """Other keys stay, also such of the same name further in; what was missing is added."""
+    config = {"batchSize": 8, "responseTimeout": 120, "handler": {"batchSize": 3, "threads": 2}}
+    kept, two = {"responseTimeout": 120}, {"minWorkers": 2, "maxWorkers": 2, "batchSize": 16, "maxBatchDelay": 10}
+    for threads in (None, 4):
+        handler = {"batchSize": 3, "threads": threads}
+        assert layouts.changed(config, Layout(2, 16, 10, threads), FILE) == {**kept, **two, "handler": handler}
+    assert layouts.changed({}, Layout(2, 16, 10), FILE) == two
+    top_k = {"handler": {"top_k": 5}}
+    assert layouts.changed(top_k, Layout(2, 16, 10), FILE) == {**two, **top_k}
 
 
-@pytest.mark.parametrize(
-    ("section", "threads", "expected"),
-    [
-        ("  top_k: 5", 3, "  threads: 3\n  top_k: 5"),
-        ("  threads: null", 3, "  threads: 3"),
-        ("  # all\n\n    threads: 2   # two\n    a: 5\n", None, "  # all\n\n    threads: null   # two\n    a: 5\n"),
-        ("  top_k: 5\n  threads: 2\nx:\n  threads: 9", 4, "  top_k: 5\n  threads: 4\nx:\n  threads: 9"),
-        ("  top_k: 5", None, "  top_k: 5"),
-    ],
-)  # fmt: skip
-def test_threads_are_written_into_the_handlers_section(section: str, threads: int | None, expected: str) -> None:
-    """A number stands where one stood or comes first; without one, what stood there is taken back."""
-    head = "minWorkers: 2\nmaxWorkers: 2\nbatchSize: 16\nmaxBatchDelay: 10\nhandler:  # ours\n"
-    assert layouts.rewritten(head + section, Layout(2, 16, 10, threads), Path("f")) == head + expected
+@pytest.mark.parametrize("config", [{"batchSize": 8}, {"handler": None}, {"handler": "x"}])
+def test_threads_for_nobody_are_refused(config: dict[str, object]) -> None:
+    """No section, an empty one, one without keys: no worker would read them."""
+    with pytest.raises(
+        NotTunable, match=r"config\.yaml: its section handler has no keys, so no worker would take 2 thr"
+    ):
+        layouts.changed(config, Layout(1, 4, 2, 2), FILE)
 
 
-@pytest.mark.parametrize("text", ["batchSize: 8\n", "batchSize: 8\nhandler: {top_k: 5}\n", "handler:\n"])
-def test_threads_for_nobody_are_refused(text: str) -> None:
-    """No section, one that is no lines, an empty one: what is to be written by hand is said."""
-    with pytest.raises(NotTunable, match="and threads: 2 of handler into it by hand"):
-        layouts.rewritten(text, Layout(1, 4, 2, 2), Path("f"))
+def test_a_config_without_keys_is_refused() -> None:
+    """The file is named."""
+    with pytest.raises(NotTunable, match=r"config\.yaml: expected keys and values, found list"):
+        layouts.changed([1], Layout(1, 4, 2), FILE)
 
 
-@pytest.mark.parametrize(
-    "text", ["{batchSize: 8, maxBatchDelay: 5}", "- 1", "a: b: c", "batchSize: 1\nbatchSize: [", "x"]
-)
-def test_other_yaml_is_left_alone(tmp_path: Path, text: str) -> None:
-    """What cannot be changed line by line is refused with the file's name, and stays as it was."""
-    file = tmp_path / "model-config.yaml"
-    file.write_text(text)
-    with pytest.raises(NotTunable, match=r"model-config\.yaml: expected YAML with a line for each key"):
-        layouts.write(tmp_path, Layout(1, 4, 2))
-    assert file.read_text() == text
-    with pytest.raises(NotTunable, match="is no run folder"):
-        layouts.write(tmp_path / "none", Layout(1, 4, 2))
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    """No recipe, and one that cannot be served: its file and key are named, and it stays as it was."""
+    with pytest.raises(IncompleteRun, match=r"lacks recipe\.yaml"):
+        serving.change(tmp_path, **asdict(Layout(1, 4, 2)))
+    text = "input: {channels: 1, resize_size: 8, crop_size: 8}\nserving: {top_k: 0}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(IncompleteRun, match=r"recipe\.yaml: serving\.top_k: input should be greater than 0"):
+        serving.change(tmp_path, **asdict(Layout(1, 4, 2)))
+    assert (tmp_path / "recipe.yaml").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_new_training_keeps_what_was_written(run: Path, tmp_path: Path) -> None:
+    """The recipe is one of training still, says nothing else than before, and gives the file that was written."""
+    for name in ("recipe.yaml", "model-config.yaml"):
+        shutil.copy(run / name, tmp_path)
+    serving.change(tmp_path, **asdict(Layout(2, 16, 10, threads=1)))
+    before, after = (recipe.load(str(folder / "recipe.yaml")) for folder in (run, tmp_path))
+    chosen = {"workers": 2, "batch_size": 16, "max_batch_delay_ms": 10, "threads": 1}
+    assert after == before.model_copy(update={"serving": before.serving.model_copy(update=chosen)})
+    assert yaml.safe_load((tmp_path / "model-config.yaml").read_text()) == after.config()
+    assert after.config() != before.config()
 
 
 @pytest.fixture(scope="module")
-def own(
-    torchserve: RunningServer, model_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
+def own(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server that lets models be registered, with a model store of its own."""
-    run_dir = tmp_path_factory.mktemp("tuned")
-    shutil.copytree(model_store, run_dir / "model_store")
-    config = run_dir / "tuned.properties"
-    config.write_text(f"{CONFIG.read_text()}enable_model_api=true\n")
-    yield launch.start(run_dir, run_dir / "model_store", config, first_port=free_ports())
-    processes.stop(run_dir)
+    with with_model_api(tmp_path_factory.mktemp("tuned"), model_store) as server:
+        yield server
 
 
 @pytest.fixture
@@ -258,7 +246,7 @@ def check_untouched(server: RunningServer, store: Path) -> None:
 def command_line(server: RunningServer, store: Path, *arguments: str | Path) -> list[str]:
     place = ["--url", server.inference_url, "--key-file", str(server.key_file)]
     return [
-        sys.executable, "-m", "client", *place, "tune", MODEL, "--model-store", str(store), *map(str, arguments),
+        sys.executable, "-m", "operate", *place, "tune", MODEL, "--model-store", str(store), *map(str, arguments),
     ]  # fmt: skip
 
 
@@ -267,6 +255,7 @@ def tune(server: RunningServer, store: Path, *arguments: str | Path) -> subproce
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
 
 
+@pytest.mark.slow
 def test_a_layout_is_served_as_it_says(own: RunningServer, store: Path, digit: bytes) -> None:
     """The copy is served with its own workers, batch size and delay beside the default, and gives the same answers."""
     client = own.client()
@@ -279,6 +268,7 @@ def test_a_layout_is_served_as_it_says(own: RunningServer, store: Path, digit: b
         assert [file.name for file in store.iterdir()] == [f"{MODEL}.mar"]
 
 
+@pytest.mark.slow
 def test_a_model_of_another_name_is_varied_under_it(own: RunningServer, store: Path) -> None:
     """Served under a name that is not the archive's, it has its layouts there, and the archive's model has none."""
     client, archive = own.client(), store / f"{MODEL}.mar"
@@ -292,6 +282,7 @@ def test_a_model_of_another_name_is_varied_under_it(own: RunningServer, store: P
         client.unregister("other")
 
 
+@pytest.mark.slow
 def test_the_threads_are_those_of_the_layout(own: RunningServer, store: Path) -> None:
     """A worker takes the threads that it is told, but no more than there are cores; by itself its share of them."""
     client, cores = own.client(), scaling.cores()
@@ -300,15 +291,17 @@ def test_the_threads_are_those_of_the_layout(own: RunningServer, store: Path) ->
             assert client.describe_worker(version)["threads"] == expected
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_what_is_written_is_archived(run: Path, tmp_path: Path) -> None:
-    """The archive that is built from the run afterwards has the layout; its recipe says how the model was trained."""
+    """The archive that is built from the run afterwards has the layout, in its recipe and in what TorchServe reads."""
     written = tmp_path / MODEL
     shutil.copytree(run, written)
-    layouts.write(written, Layout(2, 16, 10, threads=1))
+    serving.change(written, **asdict(Layout(2, 16, 10, threads=1)))
     build(written, MODEL, "2.0", tmp_path)
     with zipfile.ZipFile(tmp_path / f"{MODEL}.mar") as archive:
         config = yaml.safe_load(archive.read("model-config.yaml"))
-        assert archive.read("recipe.yaml") == (run / "recipe.yaml").read_bytes()
+        assert archive.read("recipe.yaml") == (written / "recipe.yaml").read_bytes()
     assert config["handler"]["threads"] == 1
     assert config.items() >= Layout(2, 16, 10).settings.items()
 
@@ -323,11 +316,13 @@ def test_threads_are_a_whole_number(run: Path, threads: object) -> None:
         HandlerSettings.parse({**section, "threads": threads}, "f")
 
 
+@pytest.mark.slow
 def test_a_choice_is_measured_made_and_written(own: RunningServer, store: Path, run: Path, tmp_path: Path) -> None:
     """Two layouts: a row for each, the choice within the bound with its gain, and just its keys in the run folder."""
     copied = tmp_path / "run"
     copied.mkdir()
-    shutil.copy(run / "model-config.yaml", copied)
+    for name in ("recipe.yaml", "model-config.yaml"):
+        shutil.copy(run / name, copied)
     before = yaml.safe_load((copied / "model-config.yaml").read_text())
     finished = tune(own, store, "--p99-ms", "2000", "--seconds", "0.2", "--layouts", "2", "--write", copied)
     assert (finished.returncode, finished.stderr) == (0, "")
@@ -341,39 +336,46 @@ def test_a_choice_is_measured_made_and_written(own: RunningServer, store: Path, 
     assert found is not None
     assert requests_per_s / float(found[2]) == pytest.approx(float(found[1]), rel=0.02)
     assert "scripts/archive.sh" in written
+    assert written.endswith(f"python -m train {copied}/recipe.yaml --name run --overwrite keeps it in a new training")
     after = yaml.safe_load((copied / "model-config.yaml").read_text())
     assert after == {
         **before, "minWorkers": workers, "maxWorkers": workers, "batchSize": batch_size, "maxBatchDelay": delay_ms,
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_memory_bounds_the_layouts(own: RunningServer, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no second worker fits, every layout has one, and the default is said to be untried and not too slow."""
     free = psutil.virtual_memory()._replace(available=20_000_000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     monkeypatch.setattr(scaling, "cores", lambda: 8)
+    monkeypatch.setattr(commands, "usable_cores", lambda: 8)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     arguments = command_line(own, store, "--p99-ms", "2000", "--seconds", "0.1", "--layouts", "2")
-    finished = CliRunner().invoke(app, arguments[arguments.index("client") + 1 :])
+    finished = CliRunner().invoke(app, arguments[arguments.index("operate") + 1 :])
     assert finished.exit_code == 0, finished.stderr
-    assert finished.stderr == "no layout has more than 1 workers: 20 MB of memory are free and hold 0 more\n"
+    assert finished.stderr == "no layout has more than 1 worker: 20 MB of memory are free and hold 0 more\n"
     rows = finished.stdout.splitlines()
     assert [row.split()[0] for row in (*rows[1:3], rows[4])] == ["1", "1", "1"]
     assert rows[5] == "TorchServe's default layout, 8 workers, was not tried"
 
 
+@pytest.mark.slow
 def test_a_bound_that_nothing_meets(own: RunningServer, store: Path, run: Path, tmp_path: Path) -> None:
     """A hundredth of a millisecond: exit 1 with the nearest that there was, and nothing is written."""
-    shutil.copy(run / "model-config.yaml", tmp_path)
+    for name in ("recipe.yaml", "model-config.yaml"):
+        shutil.copy(run / name, tmp_path)
     finished = tune(own, store, "--p99-ms", "0.01", "--seconds", "0.1", "--layouts", "1", "--write", tmp_path)
     assert finished.returncode == 1
     assert re.fullmatch(
         r"error: no layout keeps a p99 of 0\.01 ms with a fifth to spare: the nearest was [\d.]+ ms .*\n",
         finished.stderr,
     )
-    assert (tmp_path / "model-config.yaml").read_text() == (run / "model-config.yaml").read_text()
+    for name in ("recipe.yaml", "model-config.yaml"):
+        assert (tmp_path / name).read_text() == (run / name).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_whoever_interrupts_leaves_nothing(own: RunningServer, store: Path, number: signal.Signals) -> None:
     """Interrupted, terminated or hung up while a layout is registered, it takes that away before it ends with 130."""
@@ -395,6 +397,7 @@ def wait_for_version(client: TorchServe) -> None:
         threading.Event().wait(0.05)
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_cleared(own: RunningServer, store: Path) -> None:
     """A layout that stayed registered and a copy that stayed in the store go with the next run."""
     client, archive = own.client(), store / f"{MODEL}.mar"
@@ -406,6 +409,7 @@ def test_what_a_killed_run_left_is_cleared(own: RunningServer, store: Path) -> N
     layouts.clear(client, MODEL, archive)
 
 
+@pytest.mark.slow
 def test_a_layout_that_does_not_load_is_passed_over(own: RunningServer, store: Path) -> None:
     """Workers that cannot load the model, as where memory is short, are a layout that fails and never the end."""
     broken = store / f"{MODEL}-broken.mar"
@@ -443,10 +447,9 @@ def digest(archive: zipfile.ZipFile, name: str) -> str:
     return hashlib.sha256(archive.read(name)).hexdigest()
 
 
-def test_what_cannot_be_tuned_says_why(
-    own: RunningServer, store: Path, torchserve: RunningServer, model_store: Path, tmp_path: Path
-) -> None:
-    """Another server's model store, a damaged archive, a server that registers nothing: refused, with the way out."""
+@pytest.mark.slow
+def test_what_cannot_be_tuned_says_why(own: RunningServer, store: Path, model_store: Path, tmp_path: Path) -> None:
+    """Another server's model store, a damaged archive: refused, with the way out."""
     client = own.client()
     with pytest.raises(NotTunable, match="name the model store of this very server with --model-store"):
         layouts.find_archive(client, MODEL, tmp_path)
@@ -460,10 +463,14 @@ def test_what_cannot_be_tuned_says_why(
     elsewhere.write_bytes(b"no archive")
     with pytest.raises(NotTunable, match="cannot be varied"):
         layouts.golden_images(elsewhere)
+    assert [file.name for file in tmp_path.iterdir()] == [elsewhere.name]
+
+
+def test_a_server_that_registers_nothing_says_why(torchserve: RunningServer, model_store: Path) -> None:
+    """Refused with the setting that it takes, and the model store is as it was."""
     with (
         pytest.raises(ModelApiOff, match="enable_model_api=true"),
         layouts.registered(torchserve.client(), MODEL, model_store / f"{MODEL}.mar", Layout(1, 4, 7)),
     ):
         pass
     assert [file.name for file in model_store.iterdir()] == [f"{MODEL}.mar"]
-    assert [file.name for file in tmp_path.iterdir()] == [elsewhere.name]

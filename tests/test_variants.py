@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -12,13 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from archive.export import export
+from archive.run_folder import RunFolder
+from export.formats import export
 from handler import runtime, variants
 from handler.golden import GoldenMismatch
 from handler.image_classifier import ImageClassifier
@@ -89,13 +91,15 @@ def test_another_engine_gives_the_same_answers(own_run: Path, digit: bytes, engi
     assert float((predict(classifier, digit) - exact).abs().max()) < variants.ROUNDING_TOLERANCE.get(engine, 1e-5)
 
 
-def test_auto_goes_without_a_variant_that_answers_differently(own_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_goes_without_a_variant_that_answers_differently(
+    own_run: Path, onnx_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """An int8 file of another model is left aside with the reason, and asked for by name it stops the worker."""
-    other = torch.jit.load(str(own_run / "model.pt"))
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(-1)
-    other.save(str(own_run / variants.INT8_FILE))
+    other = onnx.load(onnx_folder / "model.onnx")
+    for weights in other.graph.initializer:
+        if weights.data_type == onnx.TensorProto.FLOAT and len(weights.dims) > 1:
+            weights.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weights), weights.name))
+    onnx.save(other, own_run / RunFolder.int8)
     set_precision(own_run, "auto")
     with caplog.at_level(logging.WARNING):
         assert load(own_run).variant.name in ("fp32", "bf16")
@@ -124,7 +128,27 @@ def test_the_faster_one_wins_by_more_than_noise(
     exact = variants.loaders(own_run / "model.pt", torch.device("cpu"))["fp32"]()
     both = {"fp32": lambda: repeated(exact, 2 * slowness), "bf16": lambda: repeated(exact, 3 if slowness == 1 else 1)}
     monkeypatch.setattr(variants, "loaders", lambda *_: both)
+    monkeypatch.setattr(variants, "computes_bf16", lambda _: True)
     assert load(own_run).variant.name == chosen
+
+
+@pytest.mark.parametrize(("precision", "has_it", "tried"), [("auto", True, 1), ("auto", False, 0), ("bf16", False, 1)])
+def test_bf16_is_tried_where_the_processor_has_it(
+    own_run: Path, monkeypatch: pytest.MonkeyPatch, precision: str, has_it: bool, tried: int
+) -> None:
+    """Elsewhere it would take seconds at every start; a recipe that names it gets it all the same."""
+    set_precision(own_run, precision)
+    loads: list[str] = []
+    exact = variants.loaders(own_run / "model.pt", torch.device("cpu"))["fp32"]
+
+    def load_bf16() -> Predict:
+        loads.append("bf16")
+        return exact()
+
+    monkeypatch.setattr(variants, "loaders", lambda *_: {"fp32": exact, "bf16": load_bf16})
+    monkeypatch.setattr(variants, "computes_bf16", lambda _: has_it)
+    load(own_run)
+    assert len(loads) == tried
 
 
 # Page faults of twenty allocations of 50 MB by a process that has loaded the handler's module.
@@ -149,6 +173,8 @@ print(faults() - before)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_worker_keeps_freed_memory() -> None:
     """Loading the handler is enough: activations of 50 MB fault their pages in once, and without it again and again."""
     if not hasattr(ctypes.CDLL(None), "mallopt"):
@@ -174,28 +200,6 @@ def test_workers_share_the_cores(workers: int | None, share: float) -> None:
         assert torch.get_num_threads() == max(1, int(runtime.cores() * share))
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"cpu.max": "max 100000"}, None),
-        ({"cpu.max": "150000 100000"}, 2),
-        ({"cpu.max": "20000 100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-        ({}, None),
-    ],
-)
-def test_a_container_has_the_cores_of_its_quota(
-    files: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a machine of 64 cores; without a quota all of them count."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f"{text}\n")
-    assert runtime.cores(tmp_path) == (expected or 64)
 
 
 @pytest.mark.parametrize(("work", "expected"), [(lambda threads: 4 // threads, 4), (lambda threads: threads, 1)])
@@ -250,6 +254,7 @@ def test_a_gpu_is_fed_bytes_and_gives_fp32_back(monkeypatch: pytest.MonkeyPatch)
             stays(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
 
 
+@pytest.mark.process
 def test_golden_check_refuses_a_wrong_channel_order(colour_run: Path, tmp_path: Path) -> None:
     """A model that wants blue first, beside a handler that gives red first, does not load; the right one does."""
     load(colour_run)

@@ -1,11 +1,56 @@
-"""Random changes of training images, drawn for a whole batch of tensors at once, on the device where they are."""
+"""Random changes of training images, in three places.
+
+| where | what |
+|---|---|
+| `of_one_image`, while batches are loaded | crops, policies, colour and erasing: torchvision's transforms v2 |
+| `augment`, for a batch on its device | rotation, shift, zoom, flips, padded crops: tensor operations |
+| `mixing`, after it | MixUp and CutMix of torchvision |
+
+The second are no transforms of torchvision because those draw once for a whole batch: image by image they take some
+twenty times as long for small ones.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch.nn.functional import affine_grid, grid_sample, pad
+from torchvision.transforms import v2
 
+from handler.settings import HandlerSettings
 from train.recipe import AugmentationSection
+
+_ERASED_TO = 127.0  # grey
+
+
+def of_one_image(augmentation: AugmentationSection, settings: HandlerSettings) -> v2.Transform | None:
+    """What changes uint8[C,H,W] by draws from torch's global generator; None where the recipe asks for nothing."""
+    chosen: list[v2.Transform] = []
+    interpolation = v2.InterpolationMode(settings.interpolation)
+    if augmentation.random_crop_area:
+        area = (augmentation.random_crop_area, 1.0)
+        chosen.append(v2.RandomResizedCrop(settings.crop_size, scale=area, interpolation=interpolation))
+    if augmentation.auto_augment == "trivialaugment":
+        chosen.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
+    elif augmentation.auto_augment == "randaugment":
+        operations, magnitude = augmentation.randaugment_operations, augmentation.randaugment_magnitude
+        chosen.append(v2.RandAugment(operations, magnitude, interpolation=v2.InterpolationMode.BILINEAR))
+    colours = augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue
+    if any(colours):
+        chosen.append(v2.ColorJitter(*colours))
+    if augmentation.erasing:
+        chosen.append(v2.RandomErasing(augmentation.erasing, value=_ERASED_TO))
+    return v2.Compose(chosen) if chosen else None
+
+
+def mixing(augmentation: AugmentationSection, classes: int) -> v2.Transform | None:
+    """What makes of float32[N,C,H,W] and labels int64[N] mixed images and shares float32[N,K] of the classes in them.
+
+    MixUp is from Zhang et al., mixup: Beyond Empirical Risk Minimization, 2017, CutMix from Yun et al., CutMix, 2019.
+    With both, each batch draws one of them.
+    """
+    alphas = ((v2.MixUp, augmentation.mixup_alpha), (v2.CutMix, augmentation.cutmix_alpha))
+    chosen = [kind(alpha=alpha, num_classes=classes) for kind, alpha in alphas if alpha]
+    return v2.RandomChoice(chosen) if chosen else None
 
 
 def augment(images: torch.Tensor, settings: AugmentationSection, generator: torch.Generator) -> torch.Tensor:
@@ -22,9 +67,14 @@ def augment(images: torch.Tensor, settings: AugmentationSection, generator: torc
         images = _affine(images, settings, generator)
     if settings.crop_padding_px:
         images = _padded_crop(images, settings.crop_padding_px, generator)
-    if settings.horizontal_flip:
-        flipped = torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device) < 0.5
-        images = torch.where(flipped, images.flip(3), images)
+    for is_asked_for, axis in ((settings.horizontal_flip, 3), (settings.vertical_flip, 2)):
+        if is_asked_for:
+            flipped = torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device) < 0.5
+            images = torch.where(flipped, images.flip(axis), images)
+    if settings.quarter_turns:
+        turns = torch.randint(4, (len(images), 1, 1, 1), generator=generator).to(images.device)
+        for turn in (1, 2, 3):
+            images = torch.where(turns == turn, images.rot90(turn, (2, 3)), images)
     return images
 
 

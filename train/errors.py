@@ -2,16 +2,18 @@
 
 TrainingError
 ├── RecipeError        a recipe that does not exist, or a key or value in it that cannot be used
-├── DataError          images or labels that cannot be trained on
-├── ModelError         a network or weights that cannot be had
 ├── RunFolderError     a run folder that is in the way, unfinished or incomplete
-├── ExportError        the exported model does not answer as the trained one
+├── OutOfTime          what would end after the time that it was given
 └── QuantisationError  a run folder that cannot be quantised
     └── NotQuantisable a network that cannot be made int8
 """
 
+from __future__ import annotations
 
-class TrainingError(Exception):
+from system.errors import KnownError
+
+
+class TrainingError(KnownError):
     """The base: `python -m train` prints its message in one line and exits 1."""
 
 
@@ -19,19 +21,11 @@ class RecipeError(TrainingError):
     pass
 
 
-class DataError(TrainingError):
-    pass
-
-
-class ModelError(TrainingError):
-    pass
-
-
 class RunFolderError(TrainingError):
     pass
 
 
-class ExportError(TrainingError):
+class OutOfTime(TrainingError):
     pass
 
 
@@ -41,8 +35,3 @@ class QuantisationError(TrainingError):
 
 class NotQuantisable(QuantisationError):
     pass
-
-
-def reason(error: Exception) -> str:
-    """What another library raised, in one line."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -11,22 +11,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
 
-from train.augmentation import augment
-from train.errors import RecipeError, TrainingError
-from train.loading import Batches, epoch_seed, images_per_epoch
+from archive.run_folder import RunFolder
+from system.errors import reason
+from system.files import replacing
+from train.augmentation import augment, mixing
+from train.errors import RecipeError, RunFolderError, TrainingError
+from train.loading import Batches, Share, epoch_seed, images_per_epoch, least_images
 from train.progress import Progress
 from train.recipe import TrainingSection
+from train.tracking import Tracker
 
-CHECKPOINT = "last.pt"
 _EVALUATION_BATCH_SIZE = 256
 # Values in a batch, up to which oneDNN's preparation of a convolution takes longer than the convolution.
 _TINY_BATCH = 1 << 14
@@ -53,6 +54,10 @@ class EpochResult:
     def as_dict(self) -> dict[str, float | None]:
         return asdict(self)
 
+    def figures(self) -> dict[str, float | None]:
+        """All but the number of the epoch."""
+        return {name: value for name, value in self.as_dict().items() if name != "epoch"}
+
 
 @dataclass(frozen=True)
 class LabelledTensors:
@@ -62,13 +67,30 @@ class LabelledTensors:
     labels: torch.Tensor
 
 
+def class_weights(training: TrainingSection, labels: torch.Tensor, classes: int) -> torch.Tensor | None:
+    """float32[K] by the recipe: N / (K · images of the class), so that the weights of all images average 1.
+
+    The rule of King and Zeng, Logistic Regression in Rare Events Data, 2001, as scikit-learn's `balanced` has it.
+
+    Args:
+        labels: int64[N] of the training images.
+    """
+    if training.class_weights is None:
+        return None
+    counts = torch.bincount(labels, minlength=classes)
+    return (len(labels) / (counts.count_nonzero() * counts)).where(counts > 0, 0.0)
+
+
 class Trainer:
     """Trains one network by one recipe.
 
     Args:
         network: float32[N,C,H,W] in 0..255 → logits float32[N,K]; trained in place.
         count: training images, over all processes.
-        checkpoints: where a checkpoint is written after every epoch.
+        folder: where a checkpoint is written after every epoch.
+        data: fingerprint of the images and their split; a checkpoint of others is not resumed.
+        class_weights: float32[K], by how much the loss of an image of each class counts; all count alike without.
+        tracker: what each epoch is told to; nothing without.
 
     Raises:
         DataError: a batch has fewer images than there are processes.
@@ -76,24 +98,39 @@ class Trainer:
     """
 
     def __init__(
-        self, fabric: Fabric, network: nn.Module, training: TrainingSection, count: int, checkpoints: Path
+        self,
+        fabric: Fabric,
+        network: nn.Module,
+        training: TrainingSection,
+        count: int,
+        folder: RunFolder,
+        data: str = "",
+        class_weights: torch.Tensor | None = None,
+        tracker: Tracker | None = None,
     ) -> None:
         self.fabric = fabric
+        self.tracker = tracker or Tracker()
+        self.data = data
         self.training = training
-        self.count = images_per_epoch(count, training.batch_size, fabric.world_size)
-        self.checkpoint = checkpoints / CHECKPOINT
+        self.count = images_per_epoch(
+            count, training.batch_size, Share(fabric.global_rank, fabric.world_size, least_images(network, training))
+        )
+        self.folder = folder
         self.steps_per_epoch = math.ceil(self.count / training.batch_size)
         if training.channels_last:
             network = network.to(memory_format=torch.channels_last)
         optimizer = _optimizer(network, training)
         self.plain_network = network
         self.network, self.optimizer = fabric.setup(network, optimizer)
+        *_, bias = network.parameters()
+        self.mixing = mixing(training.augmentation, bias.numel())
         self.scheduler = _scheduler(optimizer, training, self.steps_per_epoch)
         self.ema: AveragedModel | None = None
         if training.ema_decay:
             average = get_ema_multi_avg_fn(training.ema_decay)
             self.ema = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing, reduction="sum")
+        weight = None if class_weights is None else class_weights.to(fabric.device)
+        self.criterion = nn.CrossEntropyLoss(weight, label_smoothing=training.label_smoothing, reduction="sum")
         self.history: list[EpochResult] = []
         self.kept_epoch = 0
         self.kept_weights: dict[str, torch.Tensor] = {}
@@ -104,9 +141,6 @@ class Trainer:
         Raises:
             TrainingError: the training diverged.
         """
-        writer = (
-            SummaryWriter(str(self.checkpoint.parent.parent / "tensorboard")) if self.fabric.is_global_zero else None
-        )
         while not self._finished():
             epoch = len(self.history) + 1
             started = time.perf_counter()
@@ -128,11 +162,9 @@ class Trainer:
             self._keep(result)
             is_best = self.training.keep == "best" and self.kept_epoch == epoch
             progress.say(f"{result}{'  best' if is_best else ''}")
-            if writer is not None:
-                _log(writer, result)
+            if self.fabric.is_global_zero:
+                self.tracker.log(result.figures(), epoch)
                 self._save_checkpoint()
-        if writer is not None:
-            writer.close()
         self.plain_network.cpu().load_state_dict(self.kept_weights)
         self.plain_network.to(memory_format=torch.contiguous_format)
 
@@ -155,8 +187,28 @@ class Trainer:
         return self.fabric.broadcast((loss / len(data.images), correct / len(data.images)))
 
     def resume(self) -> None:
-        """Go on from the last checkpoint, which `run_folder.writing` has found there."""
-        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        """Go on from the last checkpoint, which `run_folder.writing` has found there, and which is read as data.
+
+        Raises:
+            RunFolderError: it is no checkpoint of this network, or one of other data.
+        """
+        try:
+            state = torch.load(self.folder.checkpoint, map_location="cpu", weights_only=True)
+            same_data = state["data"] == self.data
+            if same_data:
+                self._restore(state)
+        except Exception as error:  # the unpickler and every part of the state raise what they like
+            raise RunFolderError(
+                f"{self.folder.checkpoint} is no checkpoint of this training ({reason(error)}): train again with "
+                "--overwrite"
+            ) from None
+        if not same_data:
+            raise RunFolderError(
+                f"cannot resume {self.folder}: its images or their split are not those that it began with, so held-out "
+                "images may have been trained on: put the images back, or start from the beginning with --overwrite"
+            )
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.plain_network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
@@ -166,6 +218,8 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         self.history = [EpochResult(**epoch) for epoch in state["history"]]
         self.kept_epoch, self.kept_weights = state["kept_epoch"], state["kept_weights"]
+        for epoch in self.history:
+            self.tracker.log(epoch.figures(), epoch.epoch, is_new=False)
 
     def train_one_epoch(self, epoch: int, batches: Batches, progress: Progress) -> tuple[float, float]:
         """Mean loss and accuracy of the batches as they were seen."""
@@ -182,6 +236,10 @@ class Trainer:
         every = self.training.log_every_steps
         for step, (images, labels) in enumerate(batches.epoch(epoch), start=1):
             inputs, targets = augment(self._input(images), self.training.augmentation, generator), self._move(labels)
+            truths = targets
+            if self.mixing is not None:
+                inputs, targets = self.mixing(inputs, targets)
+                truths = targets.argmax(1)  # the class of the larger share, as torchvision's own training counts
             # The mean over the whole batch, however it is shared among the processes, whose gradients are averaged.
             batch_size = min(self.training.batch_size, self.count - (step - 1) * self.training.batch_size)
             self.optimizer.zero_grad()
@@ -195,7 +253,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update_parameters(self.plain_network)
             with torch.no_grad():
-                totals += torch.stack([loss.detach(), (logits.argmax(1) == targets).sum()])
+                totals += torch.stack([loss.detach(), (logits.argmax(1) == truths).sum()])
             progress.step(batch_size)
             if every and step % every == 0:
                 mean = float((totals - reported)[0]) * self.fabric.world_size / (every * self.training.batch_size)
@@ -233,6 +291,7 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         state = {
+            "data": self.data,
             "network": self.plain_network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
@@ -240,10 +299,9 @@ class Trainer:
             "kept_epoch": self.kept_epoch,
             "kept_weights": self.kept_weights,
         }
-        self.checkpoint.parent.mkdir(exist_ok=True)
-        arriving = self.checkpoint.with_suffix(".arriving")
-        torch.save(state, arriving)
-        arriving.replace(self.checkpoint)
+        self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder.checkpoint) as arriving:
+            torch.save(state, arriving)
 
 
 @contextmanager
@@ -300,9 +358,3 @@ def _scheduler(
             f"training.warmup_fraction {training.warmup_fraction:g} of {steps} steps is a single one, in which nothing "
             "can rise: choose another, or training.schedule=constant"
         ) from None
-
-
-def _log(writer: SummaryWriter, result: EpochResult) -> None:
-    for name, value in result.as_dict().items():
-        if name != "epoch" and value is not None:
-            writer.add_scalar(name, value, result.epoch)

@@ -6,8 +6,6 @@ looks finished. What a killed run had reached stays there for `--resume`.
 
 from __future__ import annotations
 
-import fcntl
-import json
 import platform
 import shutil
 import subprocess
@@ -17,11 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from archive.errors import InvalidName
+from archive.members import check_name
+from archive.run_folder import RunFolder
+from system import locks
 from train.errors import RunFolderError
-from train.loop import CHECKPOINT
 
-RECIPE_FILE = "recipe.yaml"
-CHECKPOINTS = "checkpoints"
+CHECKPOINT = "last.pt"
 _LOCK = ".lock"
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "lightning-fabric", "safetensors")
 
@@ -30,25 +30,30 @@ def named(runs: Path, name: str) -> Path:
     """Where the run folder `name` lies in the folder `runs`.
 
     Raises:
-        RunFolderError: `name` leads elsewhere.
+        RunFolderError: a model cannot have that name, or it leads elsewhere.
     """
-    if name in ("", "..") or Path(name).name != name:
-        raise RunFolderError(f"{name!r} is no name of a run: give --name a plain one, and --runs the folder it lies in")
+    try:
+        check_name(name, "1.0")
+    except InvalidName as error:
+        raise RunFolderError(
+            f"{name[:20]!r} is no name of a run, whose model is called so too ({error}): give --name another one, and "
+            "--runs the folder it lies in"
+        ) from None
     return runs / name
 
 
-def partial(path: Path) -> Path:
+def partial(path: Path) -> RunFolder:
     """Where the run folder `path` is filled."""
-    return path.with_name(f".{path.name}.partial")
+    return RunFolder(path.with_name(f".{path.name}.partial"))
 
 
 def begun(path: Path) -> bool:
     """Whether there is a checkpoint from which the run folder `path` can be resumed."""
-    return (partial(path) / CHECKPOINTS / CHECKPOINT).exists()
+    return partial(path).checkpoint.exists()
 
 
 @contextmanager
-def writing(path: Path, recipe: str, *, overwrite: bool, resume: bool) -> Iterator[Path]:
+def writing(path: Path, recipe: str, *, overwrite: bool, resume: bool) -> Iterator[RunFolder]:
     """A folder to fill; it becomes `path` when the block ends well.
 
     When it does not, the folder stays if it holds a checkpoint to resume from, and is removed otherwise.
@@ -60,40 +65,36 @@ def writing(path: Path, recipe: str, *, overwrite: bool, resume: bool) -> Iterat
         RunFolderError: something is in the way and neither `overwrite` nor `resume` says what to do with it, or it is
             no run folder.
     """
-    if path.exists() and not (path / RECIPE_FILE).is_file():
+    if path.exists() and not RunFolder(path).recipe.is_file():
         raise RunFolderError(f"{path} exists and is no run folder, so nothing replaces it: choose another --name")
     if path.exists() and not overwrite:
         raise RunFolderError(f"{path} exists: --overwrite replaces it, --name NAME writes another")
     folder = partial(path)
-    checkpoint = folder / CHECKPOINTS / CHECKPOINT
     if resume:
-        _check_same_recipe(folder, recipe, checkpoint)
-    elif checkpoint.exists() and not overwrite:
+        _check_same_recipe(folder, recipe)
+    elif folder.checkpoint.exists() and not overwrite:
         raise RunFolderError(
             f"an unfinished run lies in {folder}: --resume goes on with it, --overwrite starts from the beginning"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunFolderError(f"another process is training into {path}: choose another --name") from None
+    folder.path.mkdir(parents=True, exist_ok=True)
+    busy = RunFolderError(f"another process is training into {path}: choose another --name")
+    with locks.held(folder.path / _LOCK, busy):
         try:
             if not resume:
-                _empty(folder)
-            (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+                _empty(folder.path)
+            folder.recipe.write_text(recipe, encoding="utf-8")
             yield folder
-            (folder / _LOCK).unlink()
-            _move_into_place(folder, path)
+            (folder.path / _LOCK).unlink()
+            move_into_place(folder.path, path)
         finally:
-            if folder.exists() and not checkpoint.exists():
-                shutil.rmtree(folder)
+            if folder.path.exists() and not folder.checkpoint.exists():
+                shutil.rmtree(folder.path)
 
 
-def _check_same_recipe(folder: Path, recipe: str, checkpoint: Path) -> None:
-    if not checkpoint.exists():
+def _check_same_recipe(folder: RunFolder, recipe: str) -> None:
+    if not folder.checkpoint.exists():
         raise RunFolderError(f"nothing to resume: {folder} holds no checkpoint")
-    begun = (folder / RECIPE_FILE).read_text(encoding="utf-8")
+    begun = folder.recipe.read_text(encoding="utf-8")
     if begun != recipe:
         changed = sorted(set(recipe.splitlines()) ^ set(begun.splitlines()))
         raise RunFolderError(
@@ -108,18 +109,14 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def _move_into_place(folder: Path, path: Path) -> None:
+def move_into_place(folder: Path, path: Path) -> None:
+    """Let a finished run folder become `path`, and remove what was there."""
     replaced = path.with_name(f".{path.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if path.exists():
         path.rename(replaced)
     folder.rename(path)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Indented JSON with a final newline."""
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def provenance(*, recipe_name: str, seed: int, data_fingerprint: str, device: str, duration_s: float) -> dict[str, Any]:

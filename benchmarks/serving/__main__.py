@@ -4,7 +4,7 @@
     python -m benchmarks.serving run FOLDER
     python -m benchmarks.serving report FOLDER
 
-`setup` makes an environment for each peer (3 GB), trains and archives; `run` takes 25 minutes on two cores and goes on
+`setup` makes an environment for each peer (3 GB), trains and archives; `run` takes 40 minutes on two cores and goes on
 where it was interrupted; `report` writes docs/benchmarks.md. wrk must be installed.
 """
 
@@ -17,14 +17,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.command_line import reports_errors
-from benchmarks.serving import environments, load, measure, models, report
-from benchmarks.serving.errors import BenchmarkError
+from benchmarks import environments, records
+from benchmarks.errors import BenchmarkError
+from benchmarks.serving import load, measure, models, report
+from benchmarks.serving.environments import PINS
 from benchmarks.serving.home import Home
 from benchmarks.serving.peers import PEERS
 from handler.variants import without_torchscript_warning
+from system.command_line import reports_errors
 
-MODELS = (models.RESNET, models.LENET)
+MODELS = (models.RESNET, models.RESNET_LARGE, models.LENET)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="Where the benchmark keeps what it makes.")]
@@ -45,9 +47,9 @@ def setup(
 ) -> None:
     """Make environments and run folders that are not there yet, and archives with the code as it is."""
     home, console = Home(folder.resolve()), Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-    for name in environments.PINS:
+    for name, pins in PINS.items():
         console.print(f"environment {name}")
-        environments.make(home, name)
+        environments.make(home.environment(name), pins)
     models.prepare(home, images, console)
     models.convert_for_openvino(home)
     console.print(f"next: python -m benchmarks.serving run {folder}")
@@ -60,7 +62,7 @@ def run(
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     seconds: Annotated[int, typer.Option(min=2, help="Of each load; LeNet-5 gets 2 at most.")] = 3,
     only: Only = None,
-    model: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(MODELS)}; default: both.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help=f"{', '.join(MODELS)}; default: all.")] = None,
 ) -> None:
     """Measure in interleaved rounds, and add to FOLDER/results.jsonl."""
     for option, given, known in (("only", only, tuple(PEERS)), ("model", model, MODELS)):
@@ -87,7 +89,7 @@ def write_report(
     document: Annotated[Path, typer.Option(help="Where the marked part is replaced.")] = report.DOCUMENT,
 ) -> None:
     """Write the results' medians, spreads and targets into docs/benchmarks.md."""
-    report.write(document, measure.read(Home(folder).results))
+    report.write(document, records.read(Home(folder).results))
     print(f"wrote {document}")
 
 

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
-import yaml
 
+from archive.run_folder import RunFolder
 from handler import runtime, variants
 from handler.decoding import decode
 from handler.settings import HandlerSettings
@@ -51,16 +51,15 @@ class _Worker:
     def __init__(self, run: Path, images: Path) -> None:
         runtime.keep_freed_memory()
         torch.set_num_threads(1)
-        config = yaml.safe_load((run / "model-config.yaml").read_text())
-        self.settings = HandlerSettings.parse(config["handler"], f"{run}/model-config.yaml")
-        names = json.loads((run / "index_to_name.json").read_text())
+        folder = RunFolder(run)
+        self.settings = HandlerSettings.parse(folder.read_config()["handler"], str(folder.config))
         self.images = [path.read_bytes() for path in sorted(images.iterdir())]
         self.variant = variants.choose(
-            run / "model.pt",
+            folder.model,
             torch.device("cpu"),
             self.settings.precision,
             lambda encoded: torch.stack([decode(image, self.settings) for image in encoded]),
-            [names[str(index)] for index in range(len(names))],
+            folder.read_class_names(),
         )
 
     def batch(self, first: int, size: int) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.errors import BenchmarkError
+from benchmarks.programs import output
 from benchmarks.serving.bodies import BODIES
-from benchmarks.serving.errors import BenchmarkError
 
 _SCRIPT = Path(__file__).with_name("rotate.lua")
 _TIMEOUT_S = 30
@@ -28,9 +28,6 @@ class Load:
     requests: int
     errors: int
     """Bad statuses, broken connections and timeouts."""
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def find_wrk() -> str:
@@ -53,16 +50,12 @@ def generate(url: str, headers: Mapping[str, str], bodies: Path, connections: in
         find_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={_TIMEOUT_S}s", f"--script={_SCRIPT}",
         *(f"-H{name}: {value}" for name, value in headers.items()), url, "--", str(bodies), str(BODIES),
     ]  # fmt: skip
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 2 * _TIMEOUT_S, check=False)
-    if finished.returncode:
-        said = (finished.stderr or finished.stdout).strip().splitlines() or ["nothing was said"]
-        raise BenchmarkError(f"wrk failed at {url}: {said[-1]}")
-    return parse(finished.stdout)
+    return parse(output(command, timeout=seconds + 2 * _TIMEOUT_S))
 
 
-def parse(output: str) -> Load:
+def parse(printed: str) -> Load:
     """The last line that `rotate.lua` wrote."""
-    counted: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+    counted: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])
     return Load(
         requests_per_s=(counted["requests"] - counted["bad_status"]) / counted["seconds"],
         p50_ms=counted["p50_ms"],

@@ -5,27 +5,34 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
 
 from archive.build import build
+from archive.run_folder import RunFolder
+from benchmarks.errors import SetupError
+from benchmarks.programs import output
 from benchmarks.serving import bodies
-from benchmarks.serving.errors import SetupError
 from benchmarks.serving.home import Home
 from benchmarks.serving.servers.work import Work
-from handler.variants import INT8_FILE, without_torchscript_warning
-from train import models, pipeline, quantise, recipe
+from handler.variants import without_torchscript_warning
+from networks import models
+from train import pipeline, recipe
+from train.quantise import pipeline as quantise
 
 LENET, RESNET, RESNET_INT8 = "lenet5", "resnet18", "resnet18-int8"
+RESNET_LARGE = "resnet18-12mp"
+"""ResNet-18 again, asked with photographs as phones send them."""
 LABELLED = "labelled"
 SERVERS = Path(__file__).parent / "servers"
 _PHOTOGRAPHS, _CLASSES, _LENET_SIDE = 60, 10, 32
+_LARGE_SIZE, _LARGE_QUALITY, _GRAIN = (4000, 3000), 85, 4
+"""12 megapixels; a sensor's grain, as the deviation of pixels, makes them 2 MB or so."""
 # Random weights of a fixed seed in all but name: training at this rate keeps them, and speed does not depend on them.
 _RESNET_RECIPE = (
     "model.architecture=resnet18",
@@ -39,6 +46,11 @@ _RESNET_RECIPE = (
 )
 # Without validation images the temperature is 1, as it is for everyone else.
 _LENET_RECIPE = ("data.val_fraction=0",)
+
+
+def network_of(model: str) -> str:
+    """Whose run, archive and network serve what is asked as `model`."""
+    return RESNET if model == RESNET_LARGE else model
 
 
 def prepare(home: Home, photographs: Path, console: Console) -> None:
@@ -62,7 +74,7 @@ def prepare(home: Home, photographs: Path, console: Console) -> None:
 
 
 def write_images(home: Home, photographs: Path) -> None:
-    """The photographs as they are, in folders that stand for classes, and shrunk to small grey ones for LeNet-5."""
+    """The photographs as they are, in folders that stand for classes, shrunk to grey for LeNet-5, and enlarged."""
     found = [path for path in sorted(photographs.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
     chosen = [path for path in found if _mode(path) == "RGB"][:_PHOTOGRAPHS]
     if len(chosen) < _PHOTOGRAPHS:
@@ -78,7 +90,12 @@ def write_images(home: Home, photographs: Path) -> None:
         if LENET in folders:
             with Image.open(path) as image:
                 small = image.convert("L").resize((_LENET_SIDE, _LENET_SIDE))
+                large = image.convert("RGB").resize(_LARGE_SIZE)
             small.save(partial / LENET / name, quality=90)
+            grain = np.random.default_rng(index).normal(0, _GRAIN, (_LARGE_SIZE[1], _LARGE_SIZE[0], 1))
+            (partial / RESNET_LARGE).mkdir(exist_ok=True)
+            grained = Image.fromarray(np.clip(np.asarray(large) + grain, 0, 255).astype(np.uint8))
+            grained.save(partial / RESNET_LARGE / name, quality=_LARGE_QUALITY)
     partial.rename(home.images(LENET).parent)
 
 
@@ -89,10 +106,9 @@ def _mode(path: Path) -> str:
 
 def _write_network(home: Home, model: str) -> None:
     """The trained network alone, as PyTorch's documents export one: normalised images in, logits out."""
-    run, file = home.run(model), home.network(model)
-    chosen = recipe.load(str(run / "recipe.yaml"))
-    names = json.loads((run / "index_to_name.json").read_text())
-    section = chosen.model.model_copy(update={"weights": str(run / "weights.safetensors")})
+    run, file = RunFolder(home.run(model)), home.network(model)
+    chosen, names = recipe.load(str(run.recipe)), run.read_class_names()
+    section = chosen.model.model_copy(update={"weights": str(run.weights)})
     network = models.build(section, chosen.input.channels, len(names)).network.eval()
     example = torch.zeros(1, chosen.input.channels, chosen.input.crop_size, chosen.input.crop_size)
     facts = {
@@ -101,7 +117,7 @@ def _write_network(home: Home, model: str) -> None:
         "crop_size": chosen.input.crop_size,
         "mean": chosen.model.mean,
         "std": chosen.model.std,
-        "class_names": [names[str(index)] for index in range(len(names))],
+        "class_names": names,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -116,8 +132,8 @@ def _quantise(home: Home, console: Console) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(home.run(RESNET), partial)
     quantise.quantise(partial, max_loss_points=100, console=console)
-    if not (partial / INT8_FILE).is_file():
-        raise SetupError(f"ResNet-18 in int8 was not kept: {partial / quantise.REPORT_FILE} says why; try again")
+    if not (partial / RunFolder.int8).is_file():
+        raise SetupError(f"ResNet-18 in int8 was not kept: {partial / RunFolder.quantisation} says why; try again")
     partial.rename(home.run(RESNET_INT8))
 
 
@@ -130,7 +146,9 @@ def convert_for_openvino(home: Home) -> None:
     file = home.network(RESNET)
     if not file.with_suffix(".int8.xml").is_file():
         python = str(home.environment("openvino") / "bin" / "python")
-        _run((python, "-m", "benchmarks.serving.servers.openvino_convert", str(home.images(RESNET))), file)
+        command = (python, "-m", "benchmarks.serving.servers.openvino_convert", str(home.images(RESNET)))
+        root = str(Path(__file__).parents[2])
+        output(command, SetupError, env={**os.environ, "PYTHONPATH": root, "BENCHMARK_NETWORK": str(file)})
 
 
 def _archive(home: Home) -> None:
@@ -140,17 +158,18 @@ def _archive(home: Home) -> None:
         home.store(model).mkdir(parents=True)
         build(home.run(model), model, "1.0", home.store(model))
     for model, handler in ((RESNET, "image_classifier"), (LENET, str(SERVERS / "stock_grey.py"))):
-        names = str(home.run(model) / "index_to_name.json")
+        names = str(RunFolder(home.run(model)).labels)
         network = str(home.network(model))
-        _archive_plain(
+        archive_plain(
             home.store(f"stock-{model}"), model, handler, "--serialized-file", network, "--extra-files", names
         )
     config = str(SERVERS / "no_op.yaml")
     shutil.rmtree(home.store(f"no-op-{LENET}"), ignore_errors=True)
-    _archive_plain(home.store(f"no-op-{LENET}"), LENET, str(SERVERS / "no_op.py"), "--config-file", config)
+    archive_plain(home.store(f"no-op-{LENET}"), LENET, str(SERVERS / "no_op.py"), "--config-file", config)
 
 
-def _archive_plain(store: Path, name: str, handler: str, *more: str) -> None:
+def archive_plain(store: Path, name: str, handler: str, *more: str) -> None:
+    """By torch-model-archiver alone, unless it is there."""
     if store.is_dir():
         return
     partial = store.with_name(f".{store.name}.partial")
@@ -158,24 +177,16 @@ def _archive_plain(store: Path, name: str, handler: str, *more: str) -> None:
     partial.mkdir(parents=True)
     program = str(Path(sys.executable).with_name("torch-model-archiver"))
     options = ("--model-name", name, "--version", "1.0", "--handler", handler, "--export-path", str(partial))
-    _run((program, *options, *more))
+    output((program, *options, *more), SetupError)
     partial.rename(store)
 
 
 def _write_bodies(home: Home) -> None:
     expected = {}
-    for model in (LENET, RESNET):
+    for model in (LENET, RESNET, RESNET_LARGE):
         images = [path.read_bytes() for path in sorted(home.images(model).iterdir())]
         for name, form in bodies.FORMS.items():
             bodies.write(home.bodies(model, name), form, images)
         with without_torchscript_warning():
-            [expected[model]] = Work(home.network(model)).answer(images[:1])
+            [expected[model]] = Work(home.network(network_of(model))).answer(images[:1])
     home.expected.write_text(json.dumps(expected, indent=1) + "\n")
-
-
-def _run(command: Sequence[str], network: Path | None = None) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "BENCHMARK_NETWORK": str(network)}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        said = (finished.stderr or finished.stdout).strip().splitlines() or ["nothing was said"]
-        raise SetupError(f"{' '.join(command)}: {said[-1]}")

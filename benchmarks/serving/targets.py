@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.serving.models import LENET, RESNET
+from benchmarks.serving.models import LENET, RESNET, RESNET_LARGE
 from benchmarks.serving.peers import (
     IN_PROCESS,
     IN_PROCESS_INT8,
@@ -23,7 +23,7 @@ Record = dict[str, Any]
 Rounds = Mapping[str, Mapping[int, Record]]
 """Peer → number of the round → what was measured then."""
 
-PYTORCH_PEERS = (STOCK_BEST, "fastapi", "litserve", "bentoml", "ray", "mlserver", "pytriton")
+PYTORCH_PEERS = (STOCK_BEST, "fastapi", "litserve", "mosec", "bentoml", "ray", "mlserver", "pytriton")
 _IMAGES_OF_MANY = 32
 
 
@@ -68,8 +68,14 @@ def cold_start_s(record: Record) -> float:
 
 def targets(results: Mapping[str, Rounds]) -> list[Target]:
     """Every target, for results by model."""
-    resnet, lenet = results.get(RESNET, {}), results.get(LENET, {})
-    return [*_against_peers(resnet), *_against_limits(resnet), *_small(lenet), *_waiting(resnet, lenet)]
+    resnet, large, lenet = (results.get(model, {}) for model in (RESNET, RESNET_LARGE, LENET))
+    return [
+        *_against_peers(resnet),
+        *_against_peers_at_12_megapixels(large),
+        *_against_limits(resnet),
+        *_small(lenet),
+        *_waiting(resnet, lenet),
+    ]
 
 
 def _against_peers(rounds: Rounds) -> list[Target]:
@@ -86,6 +92,16 @@ def _against_peers(rounds: Rounds) -> list[Target]:
             Target(f"{at}ours-int8 / stock-best", _ratios(rounds, OURS_INT8, STOCK_BEST, rate), at_least=4),
             Target(f"{at}ours-int8 / openvino-int8", _ratios(rounds, OURS_INT8, OPENVINO_INT8, rate), at_least=1),
         ]
+    return found
+
+
+def _against_peers_at_12_megapixels(rounds: Rounds) -> list[Target]:
+    found = []
+    for connections in (8, 32):
+        rates = {peer: _ratios(rounds, OURS, peer, requests_per_s(connections)) for peer in PYTORCH_PEERS}
+        nearest, ratios = _smallest(rates)
+        text = f"12 megapixels at {connections}: ours / {nearest}, the nearest PyTorch peer"
+        found.append(Target(text, ratios, at_least=3))
     return found
 
 

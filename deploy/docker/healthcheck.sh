@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Healthy: every archive that a start serves has its workers ready, and its golden images are answered as measured.
 # Usage: deploy/docker/healthcheck.sh [--workers] [MODEL_STORE]
-# --workers looks at the workers alone: for whoever ends what is not healthy, since a full queue is no reason to.
+# --workers looks only at the workers: for tools that restart unhealthy containers, which a full queue is no reason for.
 set -euo pipefail
 # Less than Docker and Kubernetes give; 0 is one look.
 seconds=4
@@ -15,7 +15,7 @@ archives=$(python - "$store" <<'EOF'
 import sys
 from pathlib import Path
 from server import store
-print(*store.archives(Path(sys.argv[1]))[0], sep="\n")
+print(*(archive.path for archive in store.archives(Path(sys.argv[1]))[0]), sep="\n")
 EOF
 )
 if [[ -z $archives ]]; then
@@ -26,5 +26,5 @@ while read -r archive; do
     # Workers may serve in lower precision than golden answers were measured in; one that is wrong or hangs shows.
     golden=(--golden "$archive" --tolerance 0.1)
     ((seconds)) || golden=()
-    python -m client ready "$(basename "$archive" .mar)" --timeout-s "$seconds" "${golden[@]}"
+    python -m operate ready --timeout-s "$seconds" "${golden[@]}" -- "$(basename "$archive" .mar)"
 done <<<"$archives"

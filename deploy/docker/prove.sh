@@ -114,9 +114,9 @@ guard() {
         --volume "$work/servers.yaml:$folder/servers.yaml:ro" --volume "$work/keys.conf:$folder/keys.conf:ro" \
         --volume "$work/certificate.pem:$folder/certificate.pem:ro" \
         --volume "$work/certificate.key:$folder/certificate.key:ro" \
-        --volume "$work/archives:/app/model_store:ro" "$image" python -m client edge "$folder" >/dev/null
+        --volume "$work/archives:/app/model_store:ro" "$image" python -m operate edge "$folder" >/dev/null
     await 60 "the edge does not answer" ask Bearer\ proof
-    ask "Bearer another" >"$work/refused" 2>&1 && fail "the edge answers whoever asks"
+    ask "Bearer another" >"$work/refused" 2>&1 && fail "the edge answers without a valid key"
     grep --quiet 401 "$work/refused" || fail "$(tail -n 1 "$work/refused")"
     proved "a prediction over TLS with a key of keys.conf, 401 without: $(ask Bearer\ proof)"
 }

@@ -18,13 +18,13 @@ fi
 incoming=$(mktemp --directory "$to/incoming.XXXXXX")
 trap 'rm -rf "$incoming"' EXIT
 rm -rf "${to:?}/store" "${to:?}/golden"
-mkdir "$incoming/store" "$incoming/golden"
+mkdir "$incoming/store" "$incoming/golden" "$incoming/unpacked"
 for archive in "${archives[@]}"; do
     name=$(basename "$archive" .mar)
     cp "$archive" "$archive.sig" "$incoming/store/"
     # The copy is what is verified: the folder may change meanwhile.
     python -m archive verify "$incoming/store/$name.mar" --public-key "$key"
-    python -m zipfile --extract "$incoming/store/$name.mar" "$incoming/$name"
-    mv "$incoming/$name/golden" "$incoming/golden/$name"
+    python -m zipfile --extract "$incoming/store/$name.mar" "$incoming/unpacked/$name"
+    mv "$incoming/unpacked/$name/golden" "$incoming/golden/$name"
 done
 mv "$incoming/store" "$incoming/golden" "$to/"

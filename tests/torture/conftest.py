@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from client.torchserve import TorchServe
-from server import launch, processes
+from server import environment, processes
 from server.launch import RunningServer
-from tests.broken import repacked, replaced
-from tests.conftest import CONFIG, MODEL, free_ports
+from tests.broken import appended, repacked
+from tests.conftest import MODEL, started
 from tests.images import encode, gradient
 
 Record = Callable[[str, object], None]
@@ -26,14 +26,27 @@ Record = Callable[[str, object], None]
 IS_LONG = os.environ.get("TORTURE") == "long"
 DEADLY = b"die"
 """The body that ends a worker of the broken archive."""
+DEADLY_HANDLER = f"""
+import os
+
+KEPT = []
+healthy = ImageClassifier.handle
+
+def handle_or_die(self, data, context):
+    KEPT.append(data)
+    if any({DEADLY!r} in row.values() for row in data):
+        os._exit(1)
+    return healthy(self, data, context)
+
+ImageClassifier.handle = handle_or_die
+"""
 
 
 @pytest.fixture(scope="session")
 def tortured(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server of its own: what is done to it must not reach the other tests."""
-    run_dir = tmp_path_factory.mktemp("tortured")
-    yield launch.start(run_dir, model_store, CONFIG, first_port=free_ports())
-    processes.stop(run_dir)
+    with started(tmp_path_factory.mktemp("tortured"), model_store) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -42,26 +55,18 @@ def broken(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     run_dir = tmp_path_factory.mktemp("broken")
     store = run_dir / "model_store"
     store.mkdir()
-    repacked(model_store / f"{MODEL}.mar", store, _break)
-    yield launch.start(run_dir, store, CONFIG, first_port=free_ports())
-    processes.stop(run_dir)
-
-
-def _break(content: Path) -> None:
-    first = "        started = time.perf_counter()\n        rows"
-    worse = (
-        "        globals().setdefault('KEPT', []).append(data)\n"
-        f"        if any({DEADLY!r} in row.values() for row in data):\n"
-        "            import os; os._exit(1)\n"
+    repacked(
+        model_store / f"{MODEL}.mar", store, lambda content: appended(content, "image_classifier.py", DEADLY_HANDLER)
     )
-    replaced(content, "image_classifier.py", first, worse + first)
+    with started(run_dir, store) as server:
+        yield server
 
 
 def start_bare(run_dir: Path, model_store: Path, *options: object) -> None:
     """TorchServe as its own documentation starts it, with snapshots; it may not answer yet."""
     subprocess.run(
         [sys.executable, "-m", "ts.model_server", "--start", "--model-store", str(model_store), *map(str, options)],
-        cwd=run_dir, env=launch._environment(run_dir, "text", False), check=True,
+        cwd=run_dir, env=environment.for_server(run_dir, "text", False), check=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
 

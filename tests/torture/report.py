@@ -23,7 +23,7 @@ from tests.torture.rows import ROWS, Row
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-HEADING = "| what | must show | seen | tests | when and where |\n|---|---|---|---|---|\n"
+HEADING = "| what | must show | seen | when and where |\n|---|---|---|---|\n"
 
 
 @dataclass
@@ -68,7 +68,7 @@ def line(row: Row, seen: Mapping[str, Seen], where: str) -> str | None:
     summary = (
         f"{outcomes.count('passed')} of {len(outcomes)} tests passed in {sum(test.seconds for test in tests):.0f} s"
     )
-    cells = (row.what, row.must_show, "; ".join([*figures, summary, *said]), _links(row.tests), where)
+    cells = (row.what, row.must_show, "; ".join([*figures, summary, *said]), where)
     return f"| {' | '.join(cells)} |\n"
 
 
@@ -79,15 +79,6 @@ def _figure(value: object) -> str:
         low, high = min(value), max(value)
         return f"{statistics.median(value):,g} ({low:,g} to {high:,g}, n = {len(value)})"
     return f"{value:,}"
-
-
-def _links(tests: Sequence[str]) -> str:
-    """Each file once, with its tests."""
-    files: dict[str, list[str]] = {}
-    for test in tests:
-        file, _, name = test.partition("::")
-        files.setdefault(file, []).append(f"`{name.removeprefix('test_')}`")
-    return "; ".join(f"[{Path(file).name}](../{file}) {', '.join(names)}" for file, names in files.items())
 
 
 def updated(document: str, lines: Mapping[str, str]) -> str:
@@ -105,7 +96,7 @@ def updated(document: str, lines: Mapping[str, str]) -> str:
 
 
 def _not_run(row: Row) -> str:
-    return f"| {row.what} | {row.must_show} | not run yet | {_links(row.tests)} | |\n"
+    return f"| {row.what} | {row.must_show} | not run yet | |\n"
 
 
 def place() -> str:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from client.tuning.load import SUCCESS, load
+from operate.tuning.load import SUCCESS, load
 from server.launch import RunningServer
 from tests.conftest import MODEL, free_ports, wait_for
 from tests.edges import KEY, Load, RunningEdge, make_folder, running
@@ -28,7 +28,7 @@ from tests.edges import load as load_by_edge
 from tests.listening import Quiet, listening
 from tests.torture.conftest import DEADLY, IS_LONG, Record, hasty, processes_of
 
-pytestmark = pytest.mark.torture
+pytestmark = [pytest.mark.torture, pytest.mark.server, pytest.mark.slow]
 
 REQUESTS = 10_000 if IS_LONG else 1_000
 SENDERS = 8
@@ -137,7 +137,7 @@ def attack(server: RunningServer, requests: Sequence[bytes], image: bytes) -> tu
 
 def test_http_fuzz(tortured: RunningServer, digit: bytes, record: Record) -> None:
     """Methods, versions, headers, chunks and lengths that lie: nothing ends, and others are answered meanwhile."""
-    draw, token = random.Random(0), tortured.client().inference_token().encode()
+    draw, token = random.Random(0), tortured.client().token().encode()
     answers, unharmed = attack(tortured, [fuzzed(draw, token, digit) for _ in range(REQUESTS)], digit)
     record("requests", answers.total())
     record("answers", dict(answers.most_common()))
@@ -156,7 +156,7 @@ def fatal(token: str) -> bytes:
 def test_a_crash_shows(broken: RunningServer, digit: bytes) -> None:
     """The control: a worker that ends of one request is missed."""
     with pytest.raises(AssertionError, match="has ended"):
-        attack(broken, [fatal(broken.client().inference_token())] * 3, digit)
+        attack(broken, [fatal(broken.client().token())] * 3, digit)
     broken.client().wait_until_ready(MODEL)
 
 

@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from client.torchserve import TorchServe
-from client.tuning.load import SUCCESS, load
+from operate.tuning.load import SUCCESS, load
 from server.launch import RunningServer
 from tests.conftest import MODEL, wait_for
-from tests.test_client_live import workers
+from tests.observed import workers
 from tests.torture.conftest import IS_LONG, Record
 
-pytestmark = pytest.mark.torture
+pytestmark = [pytest.mark.torture, pytest.mark.server, pytest.mark.slow]
 
 KILLS, LOADS = (60, 9) if IS_LONG else (3, 3)
 WORKERS = 2

@@ -11,15 +11,15 @@ from scipy import stats
 
 from client.errors import ClientError
 from client.torchserve import TorchServe
-from client.tuning.load import MAX_CONCURRENCY, SUCCESS, LoadResult, load
+from operate.tuning.load import MAX_CONCURRENCY, SUCCESS, LoadResult, load
 from server import processes
 from server.launch import RunningServer
 from tests.conftest import MODEL
 from tests.torture.conftest import IS_LONG, Record, hasty
 
-pytestmark = pytest.mark.torture
+pytestmark = [pytest.mark.torture, pytest.mark.server, pytest.mark.slow]
 
-SOAK_S = [600.0] * 3 if IS_LONG else [60.0]
+SOAK_S = [600.0] * 3 if IS_LONG else [20.0]
 OVERLOAD_S = 60 if IS_LONG else 5
 SHARE_OF_PEAK, TIMES_PEAK = 0.6, 3
 MOST_GROWTH = 0.02

@@ -25,11 +25,12 @@ import torch
 
 from benchmarks.serving.models import SERVERS
 from handler.variants import without_torchscript_warning
+from networks import models
 from server import processes
 from tests.broken import repacked
 from tests.conftest import MODEL, free_ports, wait_for
 from tests.torture.conftest import Record, start_bare
-from train import models, recipe
+from train import recipe
 
 NEWMAN = shutil.which("newman")
 SOURCE = Path(os.environ.get("TORCHSERVE_SOURCE") or "not given")
@@ -37,6 +38,8 @@ COLLECTIONS = SOURCE / "test" / "postman"
 
 pytestmark = [
     pytest.mark.torture,
+    pytest.mark.server,
+    pytest.mark.slow,
     pytest.mark.skipif(NEWMAN is None, reason="no newman on the PATH: npm install --global newman"),
     pytest.mark.skipif(not COLLECTIONS.is_dir(), reason="TORCHSERVE_SOURCE names no checkout of TorchServe"),
 ]

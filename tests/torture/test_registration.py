@@ -12,13 +12,12 @@ import pytest
 import requests
 
 from client.errors import ModelApiOff
-from server import launch, processes
 from server.launch import RunningServer
-from tests.broken import repacked, replaced
-from tests.conftest import CONFIG, MODEL, free_ports
+from tests.broken import appended, repacked
+from tests.conftest import MODEL, with_model_api
 from tests.listening import Quiet
 
-pytestmark = pytest.mark.torture
+pytestmark = [pytest.mark.torture, pytest.mark.server, pytest.mark.slow]
 
 ARCHIVE = "stranger.mar"
 
@@ -52,11 +51,8 @@ class ElsewhereHandler(Quiet):
 def strange(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a working archive, and the same unpacked, whose code leaves the file `ran` in it."""
     folder = tmp_path_factory.mktemp("strange")
-    line = "runtime.keep_freed_memory()\n"
-    marked = f"{line}Path({str(folder / 'ran')!r}).touch()\n"
-    repacked(
-        model_store / f"{MODEL}.mar", folder, lambda content: replaced(content, "image_classifier.py", line, marked)
-    )
+    marking = f"from pathlib import Path\nPath({str(folder / 'ran')!r}).touch()"
+    repacked(model_store / f"{MODEL}.mar", folder, lambda content: appended(content, "image_classifier.py", marking))
     (folder / f"{MODEL}.mar").rename(folder / ARCHIVE)
     return folder
 
@@ -94,34 +90,19 @@ def register(server: RunningServer, url: str, name: str = "stranger") -> request
     )
 
 
-def serving(
-    model_store: Path, tmp_path_factory: pytest.TempPathFactory, name: str, *lines: str
-) -> Iterator[RunningServer]:
-    """A server with a store of its own and these lines of configuration instead of ours."""
-    run_dir = tmp_path_factory.mktemp(name)
-    store = run_dir / "model_store"
-    store.mkdir()
-    (store / f"{MODEL}.mar").write_bytes((model_store / f"{MODEL}.mar").read_bytes())
-    keys = {line.partition("=")[0] for line in lines}
-    kept = [line for line in CONFIG.read_text().splitlines() if line.partition("=")[0] not in keys]
-    config = run_dir / "config.properties"
-    config.write_text("\n".join([*kept, *lines, ""]))
-    yield launch.start(run_dir, store, config, first_port=free_ports())
-    processes.stop(run_dir)
-
-
 @pytest.fixture(scope="module")
 def open_server(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The model API is on, all else is as we ship it."""
-    yield from serving(model_store, tmp_path_factory, "open", "enable_model_api=true")
+    with with_model_api(tmp_path_factory.mktemp("open"), model_store) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def careless_server(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The model API is on, and URLs are allowed as by TorchServe's default."""
-    yield from serving(
-        model_store, tmp_path_factory, "careless", "enable_model_api=true", "allowed_urls=file://.*|http(s)?://.*"
-    )
+    allowed = "allowed_urls=file://.*|http(s)?://.*\n"
+    with with_model_api(tmp_path_factory.mktemp("careless"), model_store, allowed) as server:
+        yield server
 
 
 def content(server: RunningServer) -> dict[str, bytes]:

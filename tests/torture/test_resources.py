@@ -19,6 +19,8 @@ from tests.conftest import MODEL, free_ports, run_module, wait_for
 
 pytestmark = [
     pytest.mark.torture,
+    pytest.mark.server,
+    pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk and limiting memory need root"),
 ]
 
@@ -90,8 +92,8 @@ def test_no_room_for_logs(tmp_path: Path, model_store: Path, digit: bytes) -> No
             with pytest.raises(OSError, match="No space"):
                 (run_dir / "more").write_bytes(bytes(5000))
             server.scale(MODEL, 2)
-            token = server.inference_token()
-            assert server.inference_token(refused=token) != token
+            token = server.token()
+            assert server.token(refused=token) != token
             assert all(len(server.predict(MODEL, digit)) == 5 for _ in range(50))
             filler.unlink()
             log = run_dir / "logs" / "model_log.log"
@@ -105,10 +107,10 @@ def test_no_room_for_logs(tmp_path: Path, model_store: Path, digit: bytes) -> No
             processes.stop(run_dir)
 
 
-def test_no_room_for_temporary_files(tmp_path: Path, model_store: Path, run_dir: Path, digit: bytes) -> None:
+def test_no_room_for_temporary_files(short: Path, model_store: Path, run_dir: Path, digit: bytes) -> None:
     """Where the archive does not fit, the start fails in one line and leaves nothing; with room it succeeds."""
     port = free_ports()
-    with disk(tmp_path / "temp", 16 * MB) as temp:
+    with disk(short / "temp", 16 * MB) as temp:
         environment = {**os.environ, "TMPDIR": str(temp), "TEMP": str(temp)}
         filler = fill(temp)
         os.truncate(filler, filler.stat().st_size - TOO_LITTLE_FOR_AN_ARCHIVE)

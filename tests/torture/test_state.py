@@ -14,14 +14,14 @@ import pytest
 
 from client.tokens import Tokens
 from client.torchserve import TorchServe
-from client.tuning.load import SUCCESS
+from operate.tuning.load import SUCCESS
 from server import launch, processes
 from server.config import ServerConfig
 from server.launch import RunningServer
 from tests.conftest import CONFIG, MODEL, ROOT, free_ports, wait_for
 from tests.torture.conftest import Record, start_bare
 
-pytestmark = pytest.mark.torture
+pytestmark = [pytest.mark.torture, pytest.mark.server, pytest.mark.slow]
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 DURATION_S = 6.0
@@ -63,7 +63,7 @@ def test_the_declared_state_wins_over_a_snapshot(model_store: Path, tmp_path: Pa
 
 
 class JumpingClient:
-    """`python -m client load` in a process whose clock can be set."""
+    """`python -m operate load` in a process whose clock can be set."""
 
     def __init__(self, server: RunningServer, image: bytes, folder: Path) -> None:
         self.clock, picture = folder / "clock", folder / "digit.png"
@@ -79,7 +79,7 @@ class JumpingClient:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "client", *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "operate", *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> JumpingClient:

@@ -9,9 +9,14 @@ import torch
 
 
 def main(file: Path, channels: int, crop_size: int) -> None:
-    model = torch.jit.load(str(file)).eval()
+    images = torch.zeros(1, channels, crop_size, crop_size, dtype=torch.uint8)
+    if file.suffix == ".onnx":
+        import onnxruntime
+
+        onnxruntime.InferenceSession(str(file)).run(None, {"images": images.numpy()})
+        return
     with torch.inference_mode():
-        model(torch.zeros(1, channels, crop_size, crop_size, dtype=torch.uint8))
+        torch.jit.load(str(file)).eval()(images)
 
 
 if __name__ == "__main__":

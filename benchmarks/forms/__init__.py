@@ -1,0 +1,1 @@
+"""The same networks in each form that a worker could run."""

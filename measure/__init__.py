@@ -1,0 +1,1 @@
+"""A model and labelled images → figures, golden answers, and the page that shows them."""

