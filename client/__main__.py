@@ -8,7 +8,6 @@ Where the package is installed, `torchserve-client` is the same command.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -123,12 +122,8 @@ def register(
 
     server = server_of(context)
     scaling.check(server, Path(archive).name.removesuffix(".mar"), workers or 1, ceiling, beside=True)
-    status = server.register(archive, workers or 1, timeout_s)
-    print(printable(status))
-    registered = re.search(r'"(.+)" Version: (\S+) registered with (\d+)', status)
-    if workers and registered and int(registered[3]) != workers:  # TorchServe goes by the archive's model-config.yaml
-        server.scale(f"{registered[1]}/{registered[2]}", workers, timeout_s)
-        print(f"{registered[1]}/{registered[2]}: {counted(workers, 'worker')} ready")
+    registered = server.register(archive, workers, timeout_s)
+    print(f"{registered}: {counted(server.ready_workers(registered), 'worker')} ready")
 
 
 @app.command(epilog=f"Example: {PROGRAM} unregister lenet5-digits/1.0")

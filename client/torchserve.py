@@ -206,8 +206,22 @@ class TorchServe:
             NotReady: they were not within `timeout_s`.
         """
         self._change(f"{_model_path(model)}?min_worker={workers}&max_worker={workers}")
-        deadline = time.monotonic() + timeout_s
-        while wait and (ready := self.ready_workers(model)) != workers:
+        if wait:
+            self._wait_for_workers(model, workers, time.monotonic() + timeout_s, timeout_s)
+
+    def _wait_for_workers(self, model: str, workers: int, deadline: float, timeout_s: float) -> None:
+        """Wait until a model has so many ready workers; TorchServe starts one that does not load again and again.
+
+        Raises:
+            NotReady: a worker has ended while it loaded the model, or the deadline has passed.
+        """
+        loading: dict[str, int] = {}
+        """The id of each worker → its first process."""
+        while (ready := Workers.of(description := self.describe(model)).ready) != workers:
+            for worker in description["workers"]:
+                started = worker["status"] != "READY" and worker["pid"] > 0
+                if started and loading.setdefault(worker["id"], worker["pid"]) != worker["pid"]:
+                    raise NotReady(f"{model}: a worker ended while it loaded the model; see logs/model_log.log")
             _wait(
                 deadline,
                 f"{model}: {ready} of {workers} workers ready after {timeout_s:g} s; see logs/model_log.log. One that "
@@ -244,36 +258,63 @@ class TorchServe:
                 awaited = str(error)
             _wait(deadline, f"{model} is not ready after {timeout_s:g} s: {awaited}")
 
-    def register(self, archive: str, workers: int = 1, timeout_s: float = 120.0, model: str | None = None) -> str:
+    def register(
+        self, archive: str, workers: int | None = None, timeout_s: float = 120.0, model: str | None = None
+    ) -> str:
         """Register an archive from the server's model store and wait until its workers have loaded it.
 
         Beside another version of the same model the new one waits until it is named or made the default. One that
-        does not load stays registered without workers.
+        does not load is removed again.
+
+        TorchServe could wait itself (`synchronous`). Then a thread of its frontend waits, and with it the requests of
+        every connection that this thread serves.
 
         Args:
             archive: `NAME`, `NAME.mar` or a path of that file; the server takes it from its own model store.
-            workers: at least 1, since a model that is registered without any answers nothing.
+            workers: at least 1, since a model without any answers nothing; by default as many as the archive says.
             model: name that it is served under; by default the archive's own.
 
         Returns:
-            What the server says of it.
+            NAME/VERSION of what is now served.
 
         Raises:
             ModelApiOff: the configuration does not allow it.
             ModelNotFound: the store has no such file.
-            RequestRefused: 409 where the model has this version already, 500 where no worker could load it.
+            NotReady: no worker could load it, or not in time.
+            RequestRefused: 409 where the model has this version already.
         """
-        if workers < 1:
+        if workers is not None and workers < 1:
             raise ValueError(f"workers: expected at least 1, found {workers}")
-        file = Path(archive).name
-        query = {
-            "url": file if file.endswith(".mar") else f"{file}.mar",
-            "initial_workers": workers,
-            "synchronous": "true",
-            **({} if model is None else {"model_name": model}),
-        }
-        status: str = document(self._manage("POST", f"/models?{urlencode(query)}", timeout_s))["status"]
-        return status
+        deadline = time.monotonic() + timeout_s
+        file = Path(archive).name.removesuffix(".mar") + ".mar"
+        query = {"url": file, "initial_workers": 1, "synchronous": "false"} | ({"model_name": model} if model else {})
+        before = self._registered_from(file, model)
+        arrived: set[str] = set()
+        try:
+            self._manage("POST", f"/models?{urlencode(query)}", timeout_s)
+            [registered] = arrived = self._registered_from(file, model) - before
+            declared = Workers.of(self.describe(registered)).declared
+            if workers not in {None, declared}:
+                self._change(f"{_model_path(registered)}?min_worker={workers}&max_worker={workers}")
+            self._wait_for_workers(registered, workers or declared, deadline, timeout_s)
+        except BaseException:
+            for version in arrived:
+                with suppress(ClientError):
+                    self.unregister(version)
+            raise
+        return registered
+
+    def _registered_from(self, file: str, model: str | None) -> set[str]:
+        """NAME/VERSION of all that came from this file of the model store; of one model, or of every."""
+        found = set()
+        for name in [model] if model else self.models():
+            with suppress(ModelNotFound):
+                found |= {
+                    f"{name}/{description['modelVersion']}"
+                    for description in self.describe_versions(name)
+                    if description["modelUrl"] == file
+                }
+        return found
 
     def unregister(self, model: str, version: str | None = None) -> str:
         """Remove a model, by default its default version; raises as `register` does.

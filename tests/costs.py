@@ -3,7 +3,9 @@
     pytest --costs costs.jsonl        one line of JSON for each test: its seconds and the processes that it started
 
 Seconds of CPU decide, the test's own and those of the processes that it waited for, so that a busy machine changes
-nothing. A fixture's costs count for each test that takes it; those within `uncounted` count for none.
+little. Where the slow tests run too, a test that lacks the mark `slow` is only named at the end: nobody waits for it
+there, and other programs share the cores. A fixture's costs count for each test that takes it; those within `uncounted`
+count for none.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ SERVER = re.compile(r"ts\.model_server|server start|serve\.sh|quickstart\.sh|ngi
 """Commands that leave or keep a server running."""
 LOOKUP = re.compile(r"/ldconfig -p$")
 """What Python asks while a library is imported; whichever test comes first would pay for it."""
+LACKS_A_MARK = "lacks a mark"
 BEFORE = pytest.StashKey[tuple[float, float]]()
 
 
@@ -77,13 +80,18 @@ def uncounted() -> Iterator[None]:
         yield
 
 
-def fault(marks: set[str], cpu_s: float, clock_s: float, started: list[str]) -> str | None:
-    """Why a test that cost this much lacks a mark."""
+def hidden_start(marks: set[str], started: list[str]) -> str | None:
+    """The process that a test started without a mark for it."""
     for command in filterfalse(LOOKUP.search, started):
         if SERVER.search(command) and "server" not in marks:
             return f"starts a server without the mark `server`: {command}"
         if not marks & {"process", "server"}:
             return f"starts a process without the mark `process`: {command}"
+    return None
+
+
+def hidden_seconds(marks: set[str], cpu_s: float, clock_s: float) -> str | None:
+    """How long a test took without a mark for it."""
     if (cpu_s > SLOW_CPU_S or clock_s > SLOW_S) and "slow" not in marks:
         return f"takes {cpu_s:.1f} s of CPU and {clock_s:.1f} s without the mark `slow`"
     return None
@@ -130,6 +138,16 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         with file.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
     marks = {mark.name for mark in item.iter_markers()}
-    if complaint := fault(marks, cpu_s, clock_s, started):
+    if complaint := hidden_start(marks, started):
         pytest.fail(f"{item.nodeid} {complaint}", pytrace=False)
+    if complaint := hidden_seconds(marks, cpu_s, clock_s):
+        if "not slow" in item.config.option.markexpr:
+            pytest.fail(f"{item.nodeid} {complaint}", pytrace=False)
+        item.user_properties.append((LACKS_A_MARK, complaint))
     return result
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.getreports("passed"):
+        if complaint := dict(report.user_properties).get(LACKS_A_MARK):
+            terminalreporter.write_line(f"{report.nodeid} {complaint}")

@@ -64,22 +64,32 @@ def test_fails_anyway(): start(); assert False
 """
 
 
+LONG = {"bad_slow", "bad_child_is_slow", "bad_fixture_burns"}
+
+
 @pytest.mark.process
-def test_a_test_is_held_to_its_marks(tmp_path: Path) -> None:
-    """Processes, servers and seconds without their mark fail, also by a shared fixture; marked or kept ones pass."""
+@pytest.mark.parametrize("selected", ["not slow", ""])
+def test_a_test_is_held_to_its_marks(tmp_path: Path, selected: str) -> None:
+    """Processes, servers and seconds without their mark fail, also by a shared fixture; marked or kept ones pass.
+
+    Where the slow tests run too, those that take long without the mark pass and are named.
+    """
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_inner.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers=\n process\n server\n slow\n")
     costs = tmp_path / "costs.jsonl"
     finished = run_module(
-        "pytest", "-p", "tests.costs", "-rA", tmp_path, f"--rootdir={tmp_path}", "--costs", costs,
+        "pytest", "-p", "tests.costs", "-rA", tmp_path, f"--rootdir={tmp_path}", "--costs", costs, "-m", selected,
         env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )  # fmt: skip
     outcomes = re.findall(r"^(PASSED|FAILED|XFAIL) .*::test_(\w+)", finished.stdout, flags=re.MULTILINE)
-    assert len(outcomes) == TESTS.count("def test_"), finished.stdout
+    assert len(outcomes) == TESTS.count("def test_") - bool(selected), finished.stdout
+    failing = lambda name: name.startswith("bad_") and (selected or name not in LONG)  # noqa: E731
     for outcome, name in outcomes:
-        expected = "FAILED" if name.startswith("bad_") else "XFAIL" if name == "fails_anyway" else "PASSED"
+        expected = "FAILED" if failing(name) else "XFAIL" if name == "fails_anyway" else "PASSED"
         assert outcome == expected, finished.stdout
+    named = re.findall(r"^test_inner.py::test_(\w+) takes .* without the mark `slow`$", finished.stdout, re.MULTILINE)
+    assert set(named) == LONG
     rows = {row["test"].partition("::test_")[2]: row for row in map(json.loads, costs.read_text().splitlines())}
     assert rows["cheap"]["started"] == []
-    assert rows["slow"]["cpu_s"] > 0.4
+    assert rows["bad_slow"]["cpu_s"] > 0.4

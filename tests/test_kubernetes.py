@@ -117,6 +117,7 @@ def test_a_broken_overlay_is_not_built(tmp_path: Path) -> None:
     assert "value" in finished.stderr
 
 
+@pytest.mark.slow
 def test_pods_are_confined(tmp_path: Path) -> None:
     """checkov has no findings in any overlay, and has some where a container may do more."""
     for name in BUILT:

@@ -15,11 +15,13 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
+from http.client import HTTPConnection
 from itertools import count
 from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -63,7 +65,9 @@ Change = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def rolling(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with with_model_api(tmp_path_factory.mktemp("rollout"), model_store) as server:
+    """With two threads for all connections, so that one which waits for a version is seen."""
+    few = "number_of_netty_threads=2\n"
+    with with_model_api(tmp_path_factory.mktemp("rollout"), model_store, few) as server:
         yield server
 
 
@@ -222,6 +226,47 @@ def test_a_version_that_does_not_load_is_removed(
     assert server.versions(MODEL) == [old["modelVersion"]]
 
 
+def register_synchronously(server: TorchServe, archive: str) -> None:
+    """As TorchServe's own documentation does it."""
+    server._manage("POST", f"/models?url={archive}&initial_workers=1&synchronous=true")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("register", "waits"), [(TorchServe.register, False), (register_synchronously, True)], ids=["ours", "synchronous"]
+)
+def test_nobody_waits_while_a_version_loads(
+    rolling: RunningServer, server: TorchServe, store: Path, digit: bytes, tmp_path: Path,
+    register: Callable[[TorchServe, str], object], waits: bool,
+) -> None:  # fmt: skip
+    """On no connection a request takes as long as a good part of the loading; TorchServe's own way of waiting for it
+    stops every second connection."""
+    archive, new = packed(store, tmp_path)
+    headers = {"Authorization": f"Bearer {server.token()}"}
+    longest, over = [], threading.Event()
+
+    def ask() -> None:
+        address = urlsplit(rolling.inference_url)
+        with closing(HTTPConnection(str(address.hostname), address.port, timeout=60)) as connection:
+            while not over.wait(0.05):
+                began = time.monotonic()
+                connection.request("POST", f"/predictions/{MODEL}", digit, headers)
+                assert connection.getresponse().read()
+                longest.append(time.monotonic() - began)
+
+    with ThreadPoolExecutor(6) as pool:
+        asking = [pool.submit(ask) for _ in range(6)]
+        wait_for(lambda: len(longest) > 60, "answers")
+        longest.clear()
+        began = time.monotonic()
+        register(server, archive)
+        took = time.monotonic() - began
+        over.set()
+        assert [future.result() for future in asking] == [None] * 6
+    server.unregister(MODEL, new)
+    assert (max(longest) > 0.8 * took) == waits, (max(longest), took)
+
+
 @pytest.fixture(scope="module")
 def edge(rolling: RunningServer, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
     """The nginx of deploy/nginx before that server."""
@@ -232,7 +277,7 @@ def edge(rolling: RunningServer, run: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def lone(folder: Path, port: int, server: RunningServer, golden: Path) -> Path:
-    """An edge's folder as it is shipped where nobody else can be asked: with patience while a version loads."""
+    """An edge's folder as it is shipped where nobody else can be asked: with patience on a busy machine."""
     return make_folder(folder, port, behind({"a": server}, golden), read_timeout_s=10)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.errors import ClientError, RequestRefused
+from client.errors import ClientError, NotReady, RequestRefused
 from client.torchserve import TorchServe
 from operate.edge.share import EdgeShare
 from operate.errors import RolloutRefused
@@ -91,11 +91,10 @@ class Rollout:
                 before |= arrived
                 raise self._refusal(sorted(arrived))
             [self.new] = arrived
-            self.server.scale(f"{self.model}/{self.new}", workers, timeout_s)
         except BaseException as error:
             with _clearing_up(self.model):
                 self._remove_arrived(before, wait_s=0 if isinstance(error, ClientError) else _APPEAR_TIMEOUT_S)
-            if isinstance(error, RequestRefused):
+            if isinstance(error, NotReady | RequestRefused):
                 raise RolloutRefused(
                     f"{archive} does not load ({error}); {self.old} serves on: see logs/model_log.log, or ask "
                     "python -m archive doctor"
