@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 
 import psutil
 import requests
@@ -61,7 +62,11 @@ def reached(torchserve: RunningServer, wanted: dict[str, float]) -> dict[str, di
 def workers(client: TorchServe) -> list[psutil.Process]:
     """The worker processes that are alive, by the pids of the description."""
     pids = [worker["pid"] for worker in client.describe(MODEL)["workers"]]
-    return [psutil.Process(pid) for pid in pids if pid > 0 and psutil.pid_exists(pid)]
+    found = []
+    for pid in pids:
+        with suppress(ValueError, psutil.NoSuchProcess):  # -1 before it is started
+            found.append(psutil.Process(pid))
+    return found
 
 
 def requests_counted(server: RunningServer) -> float:

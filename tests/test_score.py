@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -142,18 +143,21 @@ def test_a_ray_that_does_not_come_up_is_started_again(model_store: Path, photos:
 
 def raylets(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The process of Ray that starts workers, where it runs."""
-    return [child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == "raylet"]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # some of Ray's end at once
+            if child.name() == "raylet":
+                found.append(child)
+    return found
 
 
 def listening_beyond_loopback(processes: Sequence[psutil.Process]) -> list[str]:
     """Addresses on which one of `processes` can be reached from another machine."""
     addresses = []
     for process in processes:
-        try:
+        with suppress(psutil.NoSuchProcess):
             listening = [c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-        except psutil.NoSuchProcess:
-            continue
-        addresses += [address for address in listening if address.removeprefix("::ffff:") != "127.0.0.1"]
+            addresses += [address for address in listening if address.removeprefix("::ffff:") != "127.0.0.1"]
     return addresses
 
 

@@ -12,7 +12,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import psutil
 import pytest
 import ts
 
@@ -297,7 +296,7 @@ def test_two_servers_side_by_side(torchserve: RunningServer, model_store: Path, 
         assert process is not None
         family = [process, *process.children(recursive=True)]
         assert len(family) >= 2
-    assert not [member for member in family if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
+    assert not [member for member in family if processes.is_alive(member)]
     assert not processes.temp_dir(run_dir).exists()
     assert not (run_dir / "key_file.json").exists()
     assert torchserve.client().ready_workers(MODEL) == 1
