@@ -26,8 +26,11 @@ _IMAGENET = 1000
 
 
 def is_labelled(root: Path) -> bool:
-    """Whether it is a table or a folder of folders: images that lie right in a folder have no labels."""
-    return not root.is_dir() or not any(image_files.is_image(path) for path in root.iterdir())
+    """Whether it is a table or a folder of folders. Images right in a folder have no labels; beside several folders of
+    classes they are left out, as in training."""
+    if not root.is_dir() or len(image_files.folders(root)) > 1:
+        return True
+    return not any(image_files.is_image(path) for path in root.iterdir() if path.name[0] != ".")
 
 
 def class_names(root: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,22 @@ def test_labels_from_a_text_or_json(tmp_path: Path) -> None:
 def test_a_folder_is_for_the_class_that_it_names(folder: str, index: int) -> None:
     """By name, however it is written, WordNet id or number."""
     assert for_model._index(folder, networks.imagenet_names(), "photos") == index
+
+
+def test_one_stray_image_does_not_hide_the_labels(tmp_path: Path) -> None:
+    """Beside folders of classes it is left out; images in one folder, and those beside one other, have no labels."""
+    folder = photographs(tmp_path / "photos")
+    stray = next(folder.rglob("*.*"))
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    assert len(classes) > 1
+    shutil.copy(stray, folder / stray.name)
+    assert for_model.is_labelled(folder)
+    for other in classes[1:]:
+        shutil.rmtree(other)
+    assert not for_model.is_labelled(folder)
+    (folder / stray.name).rename(folder / f"._{stray.name}")
+    assert for_model.is_labelled(folder)
+    assert not for_model.is_labelled(classes[0])
 
 
 def test_a_folder_for_no_class_is_refused(tmp_path: Path) -> None:

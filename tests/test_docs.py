@@ -191,6 +191,20 @@ def dead_links(page: str, folder: Path) -> list[str]:
     return dead
 
 
+def torn_tables(page: str) -> list[str]:
+    """The rules below the heads of tables that no row follows, which are then shown as text."""
+    return re.findall(r"^(\|[-| ]+\|)\n(?!\|)", page, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_tables_are_whole(name: str) -> None:
+    assert torn_tables(PAGES[name]) == []
+
+
+def test_a_torn_table_is_found() -> None:
+    assert torn_tables("| a | b |\n|---|---|\n\n| 1 | 2 |\n") == ["|---|---|"]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name: str) -> None:
     """To a file, and to a heading in it where one is named."""

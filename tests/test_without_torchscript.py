@@ -32,6 +32,7 @@ def no_torchscript(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.jit, name, absent)
 
 
+@pytest.mark.slow
 def test_a_transformer_is_served_without_torchscript(tmp_path: Path, no_torchscript: None) -> None:
     """Its class token is repeated for each image, so it needs the size of the batch; its gradient comes through."""
     torch.manual_seed(0)
