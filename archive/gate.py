@@ -38,7 +38,8 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Gate(BaseModel):
-    """What a run must reach to be shipped; what is null may be anything."""
+    """Thresholds that a run must meet to be archived. One that is null is not checked; a figure that is unknown fails,
+    and `archive build --force` ships the run all the same."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -47,13 +48,13 @@ class Gate(BaseModel):
     min_acc1_lower: Annotated[_Share | None, _Figure("{:.2%}", ("acc1_interval", "lower"))] = None
     """Lower end of that accuracy's 95% interval."""
     min_worst_class: Annotated[_Share | None, _Figure("{:.2%}", ("worst_class", "acc1"))] = None
-    """Accuracy of the class with the lowest."""
+    """Accuracy of the worst class."""
     max_ece: Annotated[_Share | None, _Figure("{:.4f}", ("ece",))] = None
-    """Expected calibration error."""
+    """Expected calibration error, 0 to 1: how far probabilities are from accuracy, on average."""
     max_size_mb: Annotated[float | None, Field(gt=0), _Figure("{:.1f} MB")] = None
     """Size of the archive, in MB."""
     max_p99_ms: Annotated[float | None, Field(gt=0), _Figure("{:.1f} ms")] = None
-    """p99 latency of one image in the worker's process, in ms, where it is archived."""
+    """Time in ms in which the process of a worker answers 99 of 100 single images, on the machine that archives."""
 
 
 _FIGURES = {

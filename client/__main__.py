@@ -123,7 +123,7 @@ def register(
     server = server_of(context)
     scaling.check(server, Path(archive).name.removesuffix(".mar"), workers or 1, ceiling, beside=True)
     registered = server.register(archive, workers, timeout_s)
-    print(f"{registered}: {counted(server.ready_workers(registered), 'worker')} ready")
+    print(printable(f"{registered}: {counted(server.ready_workers(registered), 'worker')} ready"))
 
 
 @app.command(epilog=f"Example: {PROGRAM} unregister lenet5-digits/1.0")

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 INFERENCE_URL = "http://127.0.0.1:8080"
 KEY_FILE = Path("key_file.json")
 _POLL_INTERVAL_S = 0.1
+# Of a model on a GPU TorchServe calls nvidia-smi for each worker that it describes.
+_LOADING_INTERVAL_S = 0.5
+_APPEARS_WITHIN_S = 2.0
 # However little is left, a server that is on time answers a call that is made.
 _LEAST_WAIT_S = 2.0
 
@@ -206,22 +209,8 @@ class TorchServe:
             NotReady: they were not within `timeout_s`.
         """
         self._change(f"{_model_path(model)}?min_worker={workers}&max_worker={workers}")
-        if wait:
-            self._wait_for_workers(model, workers, time.monotonic() + timeout_s, timeout_s)
-
-    def _wait_for_workers(self, model: str, workers: int, deadline: float, timeout_s: float) -> None:
-        """Wait until a model has so many ready workers; TorchServe starts one that does not load again and again.
-
-        Raises:
-            NotReady: a worker has ended while it loaded the model, or the deadline has passed.
-        """
-        loading: dict[str, int] = {}
-        """The id of each worker → its first process."""
-        while (ready := Workers.of(description := self.describe(model)).ready) != workers:
-            for worker in description["workers"]:
-                started = worker["status"] != "READY" and worker["pid"] > 0
-                if started and loading.setdefault(worker["id"], worker["pid"]) != worker["pid"]:
-                    raise NotReady(f"{model}: a worker ended while it loaded the model; see logs/model_log.log")
+        deadline = time.monotonic() + timeout_s
+        while wait and (ready := self.ready_workers(model)) != workers:
             _wait(
                 deadline,
                 f"{model}: {ready} of {workers} workers ready after {timeout_s:g} s; see logs/model_log.log. One that "
@@ -289,32 +278,72 @@ class TorchServe:
         file = Path(archive).name.removesuffix(".mar") + ".mar"
         query = {"url": file, "initial_workers": 1, "synchronous": "false"} | ({"model_name": model} if model else {})
         before = self._registered_from(file, model)
-        arrived: set[str] = set()
+        is_refused = False
         try:
-            self._manage("POST", f"/models?{urlencode(query)}", timeout_s)
-            [registered] = arrived = self._registered_from(file, model) - before
-            declared = Workers.of(self.describe(registered)).declared
-            if workers not in {None, declared}:
-                self._change(f"{_model_path(registered)}?min_worker={workers}&max_worker={workers}")
-            self._wait_for_workers(registered, workers or declared, deadline, timeout_s)
+            try:
+                self._manage("POST", f"/models?{urlencode(query)}", timeout_s)
+            except ClientError as error:
+                is_refused = not isinstance(error, ServerUnreachable)
+                raise
+            arrived = self._registered_from(file, model) - before
+            if len(arrived) != 1:
+                raise NotReady(f"{file} was registered or removed by somebody else meanwhile: ask again")
+            [(name, version)] = arrived
+            self._wait_until_loaded(name, version, workers, deadline, timeout_s)
         except BaseException:
-            for version in arrived:
+            if not is_refused:
                 with suppress(ClientError):
-                    self.unregister(version)
+                    self._remove_arrived(file, model, before)
             raise
-        return registered
+        return f"{name}/{version}"
 
-    def _registered_from(self, file: str, model: str | None) -> set[str]:
-        """NAME/VERSION of all that came from this file of the model store; of one model, or of every."""
+    def _registered_from(self, file: str, model: str | None) -> set[tuple[str, str]]:
+        """Name and version of all that came from this file of the model store; of one model, or of every."""
         found = set()
         for name in [model] if model else self.models():
             with suppress(ModelNotFound):
-                found |= {
-                    f"{name}/{description['modelVersion']}"
-                    for description in self.describe_versions(name)
-                    if description["modelUrl"] == file
-                }
+                for description in self.describe_versions(name):
+                    if description["modelUrl"] == file:
+                        found.add((name, str(description["modelVersion"])))
         return found
+
+    def _wait_until_loaded(
+        self, name: str, version: str, workers: int | None, deadline: float, timeout_s: float
+    ) -> None:
+        """Wait for the workers of a version that is new; TorchServe starts one that does not load again and again.
+
+        Raises:
+            NotReady: a worker has ended while it loaded the model, or the deadline has passed.
+        """
+        if workers not in {None, declared := Workers.of(self.describe(name, version)).declared}:
+            self._change(f"{_model_path(name, version)}?min_worker={workers}&max_worker={workers}")
+        wanted = workers or declared
+        first_pids: dict[str, int] = {}
+        while True:
+            try:
+                description = self.describe(name, version, within_s=deadline - time.monotonic())
+                if (ready := Workers.of(description).ready) == wanted:
+                    return
+                awaited = f"{ready} of {wanted} workers ready"
+                for worker in description["workers"]:
+                    started = worker["status"] != "READY" and worker["pid"] > 0
+                    if started and first_pids.setdefault(worker["id"], worker["pid"]) != worker["pid"]:
+                        raise NotReady(f"{name} {version}: a worker ended while it loaded; see logs/model_log.log")
+            except ServerUnreachable as error:
+                awaited = str(error)
+            except ModelNotFound:
+                raise NotReady(f"{name} {version} was removed while it loaded") from None
+            late = f"{name} {version}: {awaited} after {timeout_s:g} s; see logs/model_log.log"
+            _wait(deadline, late, _LOADING_INTERVAL_S)
+
+    def _remove_arrived(self, file: str, model: str | None, before: set[tuple[str, str]]) -> None:
+        """Remove the version that has come from a file since; a call that was given up may still bring it."""
+        deadline = time.monotonic() + _APPEARS_WITHIN_S
+        while not (arrived := self._registered_from(file, model) - before) and time.monotonic() < deadline:
+            time.sleep(_POLL_INTERVAL_S)
+        if len(arrived) == 1:
+            [(name, version)] = arrived
+            self.unregister(name, version)
 
     def unregister(self, model: str, version: str | None = None) -> str:
         """Remove a model, by default its default version; raises as `register` does.
@@ -447,7 +476,7 @@ def next_port(url: str) -> str:
     raise NoAddress(url)
 
 
-def _wait(deadline: float, message: str) -> None:
+def _wait(deadline: float, message: str, pause_s: float = _POLL_INTERVAL_S) -> None:
     """Pause between two looks at a condition.
 
     Raises:
@@ -455,4 +484,4 @@ def _wait(deadline: float, message: str) -> None:
     """
     if time.monotonic() >= deadline:
         raise NotReady(message)
-    time.sleep(_POLL_INTERVAL_S)
+    time.sleep(pause_s)

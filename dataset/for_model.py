@@ -26,11 +26,12 @@ _IMAGENET = 1000
 
 
 def is_labelled(root: Path) -> bool:
-    """Whether it is a table or a folder of folders. Images right in a folder have no labels; beside several folders of
-    classes they are left out, as in training."""
-    if not root.is_dir() or len(image_files.folders(root)) > 1:
+    """Whether it is a table, or a folder with no more images right in it than in its folders; those right in it are
+    then left out, as in training."""
+    if not root.is_dir():
         return True
-    return not any(image_files.is_image(path) for path in root.iterdir() if path.name[0] != ".")
+    images = image_files.below(root).images
+    return 2 * sum(image.parent == root for image in images) <= len(images)
 
 
 def class_names(root: Path) -> list[str]:

@@ -17,14 +17,16 @@ class DataSection(BaseModel):
     """A data set that is downloaded or comes with scikit-learn, or `folder`: your images, a folder for each class."""
     root: str | None = None
     """Where the data lies, or is downloaded to; `--data` sets it. A folder of images, or a table with their labels
-    (`.csv`, `.tsv`, `.parquet`), makes the data set `folder` and drops the recipe's thresholds."""
+    (`.csv`, `.tsv`, `.parquet`), makes the data set `folder`, and drops the thresholds for accuracy and calibration
+    of a recipe for another data set."""
     val_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the training images that choose the best epoch and the temperature; 0: neither is chosen."""
+    """Share of the training images that are set aside to choose the temperature, the thresholds of `serving.accept`
+    and, with `keep: best`, the epoch; 0: none."""
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share held out to measure, unless the data has a split of its own."""
     folds: int = Field(default=0, ge=0)
-    """For few images: so many models are trained, each measures the fold that it has not seen, and the served model is
-    trained on all images; `--folds` sets it."""
+    """Cross-validation with so many folds, for few images: for each fold a model is trained on the others and measured
+    on it, and the served model is trained on all images. 0: off. `--folds` sets it."""
     group: str | None = None
     """A regular expression such as `^(patient\\d+)_`: images with the same text of its group in their file names (or
     else paths below the class) stay on one side of a split."""

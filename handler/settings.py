@@ -58,12 +58,13 @@ class AcceptSettings(_Section):
     """Which answers are marked as accepted; without any key none is marked."""
 
     error_rate: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the accepted answers that may be wrong. Unseen images choose the threshold of the probability."""
+    """Largest share of the accepted answers that may be wrong, such as 0.02. Images that the model was not trained on
+    choose the threshold of the probability."""
     known: float | None = Field(default=None, gt=0, lt=1)
-    """Share of known images to accept, such as 0.95; of images of no class fewer are accepted."""
+    """Share of images of the model's own classes to accept, such as 0.95; of images of no class fewer are accepted."""
     known_by: Literal["nearness", "probability"] = "nearness"
     """What decides `known`: nearness to the training images, or the probability of the best class. `--unknown` measures
-    which is better. Nearness needs a model that was trained with `known` set."""
+    which is better. For nearness, train with `known` set, or with `data.unknown`."""
 
     @property
     def is_on(self) -> bool:
@@ -106,21 +107,25 @@ class AnswerSettings(_Section):
     """Most pixels decoded for one request, all its images together. A JPEG counts by the size at which it is decoded,
     costly formats count more (`handler.budget`). 25 megapixels take about a second and 300 MB."""
     max_aspect: float = Field(default=20.0, ge=1)
-    """Longer side over shorter side; above it a resize to `resize_size` would need unbounded memory."""
+    """Largest ratio of the longer to the shorter side. A longer image is refused, since a resize of its shorter side to
+    `resize_size` could need unbounded memory."""
     max_images: int = Field(default=64, gt=0)
     """Most images in one request; the requests that share its batch wait for all of them."""
     max_wait_s: float = Field(default=10.0, gt=0)
-    """A request that reached the edge longer ago (X-Request-Start), or whose client no longer waits
-    (X-Envoy-Expected-Rq-Timeout-Ms), gets 504 without computing."""
+    """Longest wait since the edge (nginx before the servers) passed the request on (X-Request-Start). A later request
+    gets 504 and is not computed, and so does one whose answer would come later than its client waits
+    (X-Envoy-Expected-Rq-Timeout-Ms). Without X-Request-Start neither is checked."""
     log_slower_s: float | None = Field(default=0.5, ge=0)
     """Requests slower than this leave a line in requests.log with the time of each stage (`python -m operate slow`); 0:
     all, null: none."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "onnxruntime", "openvino"] = "auto"
-    """Variant that workers serve; `auto`: the fastest on the machine that passes the golden check."""
+    """Variant (form of the model) that workers serve. `auto`: fp32, or another one that is at least 1.15 times as fast
+    on the machine and whose answers to the golden images are within its tolerance."""
     accept: AcceptSettings = AcceptSettings()
     capture: CaptureSettings = CaptureSettings()
     threads: int | None = Field(default=None, gt=0)
-    """Threads of a worker, at most one for each core; null: its share of the cores, or one where that is as fast."""
+    """Threads of a worker, at most one for each core. null: its share of the cores if that makes a slow model (over 10
+    ms for four images) at least 1.15 times as fast, otherwise one."""
     decode_time_s: float = Field(default=1.0, gt=0)
     """Processor time for decoding one request; images after it are refused."""
     explanation_time_s: float = Field(default=2.0, gt=0)

@@ -10,8 +10,8 @@ OWN_NETWORKS = ("lenet5", "cnn-mnist", "cnn-cifar10", "resnet-cifar10")
 class ModelSection(BaseModel):
     """Which network, and the normalisation that becomes part of it.
 
-    For a library's network, what is left out of `mean`, `std` and of `input`'s `resize_size`, `crop_size` and
-    `interpolation` is as the network's own configuration has it.
+    For a network of torchvision or timm you may leave out `mean`, `std`, `input.resize_size`, `input.crop_size` and
+    `input.interpolation`: its own configuration fills them in. One of the two sizes scales the other.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

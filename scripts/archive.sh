@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Bundle a run folder into model_store/NAME.mar, once it is proved that a worker serves it.
-# Usage: scripts/archive.sh runs/NAME [--quantise [auto]] [--name NAME] [--version 1.0] [--force] [--private-key FILE]
-# --quantise first makes an int8 model, which is kept where it is as accurate and faster: python -m train.quantise
+# Usage: scripts/archive.sh runs/NAME [--quantise] [--name NAME] [--version 1.0] [--force] [--private-key FILE]
+# --quantise first makes an int8 model and keeps it if it is faster and loses at most 0.5 points of accuracy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
@@ -10,11 +10,7 @@ arguments=()
 quantise=
 while (($# > 0)); do
     case $1 in
-        --quantise=auto) quantise=yes ;;
-        --quantise)
-            quantise=yes
-            if [[ ${2:-} == auto ]]; then shift; fi
-            ;;
+        --quantise) quantise=yes ;;
         *) arguments+=("$1") ;;
     esac
     shift

@@ -3,7 +3,7 @@
 # Usage: scripts/lesson.sh [--port N] [--ip ADDRESS] [NOTEBOOK]
 #        default: notebooks/first_pytorch_classifier.ipynb; Ctrl-C ends it. --ip 0.0.0.0 is for a container, whose ports
 #        deploy/docker/compose.lesson.yaml publishes to this machine alone
-# The first call installs JupyterLab into .venv.
+# The first call installs JupyterLab into .venv, which it makes where it is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 usage="usage: scripts/lesson.sh [--port N] [--ip ADDRESS] [NOTEBOOK]"

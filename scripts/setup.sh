@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv from the lock file, Java included; silent and quick when it is up to date. Shows how far it is in one line.
+# Make .venv from the lock file, Java included; silent and quick when it is up to date.
 # Usage: scripts/setup.sh [--dev | --cpu]      --dev adds the tools that scripts/test.sh and scripts/check.sh use
 #        --cpu takes PyTorch without CUDA, from the index of wheels for the CPU that TORCH_INDEX_URL names
 # PYTHON=/path/to/python3 chooses the interpreter.
@@ -85,6 +85,6 @@ else
 fi
 # On all cores, which pip does not use. Python would compile what it imports, but not where PYTHONDONTWRITEBYTECODE is set
 # or a server's user may not write: there each start would compile PyTorch anew, for 4 s.
-echo "compiling their Python code"
+echo "compiling the packages' Python code"
 .venv/bin/python -m compileall -qq -j 0 .venv/lib || true  # a few files are for other versions of Python
 cp "$lock" .venv/installed.lock

@@ -68,19 +68,18 @@ def test_a_folder_is_for_the_class_that_it_names(folder: str, index: int) -> Non
 
 
 def test_one_stray_image_does_not_hide_the_labels(tmp_path: Path) -> None:
-    """Beside folders of classes it is left out; images in one folder, and those beside one other, have no labels."""
+    """It is left out; where most images lie right in the folder, none has a label. Hidden files do not count."""
     folder = photographs(tmp_path / "photos")
-    stray = next(folder.rglob("*.*"))
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    assert len(classes) > 1
-    shutil.copy(stray, folder / stray.name)
+    labelled = sorted(folder.rglob("*.jpg"))
+    shutil.copy(labelled[0], folder / "stray.jpg")
     assert for_model.is_labelled(folder)
-    for other in classes[1:]:
-        shutil.rmtree(other)
+    for number, image in enumerate(labelled):
+        shutil.copy(image, folder / f"._{number}.jpg")
+    assert for_model.is_labelled(folder)
+    for number, image in enumerate(labelled):
+        shutil.copy(image, folder / f"{number}.jpg")
     assert not for_model.is_labelled(folder)
-    (folder / stray.name).rename(folder / f"._{stray.name}")
-    assert for_model.is_labelled(folder)
-    assert not for_model.is_labelled(classes[0])
+    assert not for_model.is_labelled(labelled[0].parent)
 
 
 def test_a_folder_for_no_class_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from client.errors import (
     ModelNotFound,
     NotAuthorized,
     NothingListens,
+    NotReady,
     RequestRefused,
     ServerBusy,
     ServerUnreachable,
@@ -25,7 +26,7 @@ from client.torchserve import TorchServe
 from tests.conftest import MODEL, PATIENCE_S
 from tests.listening import Quiet, key_file, listening
 
-Answer = tuple[int, dict[str, object]]
+Answer = tuple[int, object]
 OK: Answer = (200, {"7": 0.9})
 FULL: Answer = (503, {"code": 503, "type": "ServiceUnavailableException", "message": "no worker to serve"})
 FAILED: Answer = (503, {"code": 503, "type": "InternalServerException", "message": "Prediction failed"})
@@ -38,6 +39,8 @@ DEFAULT: Answer = (200, {"status": "Default version succesfully updated"})
 UNKNOWN: Answer = (401, {"code": 401, "type": "NotAuthorizedException", "message": "Send a key"})
 DIED: Answer = (507, {"code": 507, "type": "InternalServerException", "message": "Worker died."})
 DIED_UNSEEN: Answer = (500, {"code": 500, "type": "InternalServerException", "message": "Worker died."})
+SILENCE: Answer = (0, None)
+"""The connection ends without an answer."""
 Serve = Callable[..., tuple[TorchServe, list[Answer]]]
 
 
@@ -45,7 +48,7 @@ Serve = Callable[..., tuple[TorchServe, list[Answer]]]
 def scripted(tmp_path: Path) -> Iterator[Serve]:
     """A server that gives the answers it is told to, in order; its client, and the answers still to be given."""
 
-    def serve(*answers: Answer, retry_s: float = 20) -> tuple[TorchServe, list[Answer]]:
+    def serve(*answers: Answer, retry_s: float = 20, gets: bool = False) -> tuple[TorchServe, list[Answer]]:
         remaining = list(answers)
 
         class Handler(Quiet):
@@ -56,9 +59,18 @@ def scripted(tmp_path: Path) -> Iterator[Serve]:
             def do_PUT(self) -> None:
                 self.do_DELETE()
 
+            def do_GET(self) -> None:
+                if gets:
+                    self.do_DELETE()
+                else:
+                    self.send_error(501)
+
             def do_DELETE(self) -> None:
-                status, document = remaining.pop(0)
-                self.answer(document, status)
+                answer = remaining.pop(0)
+                if answer == SILENCE:
+                    self.close_connection = True
+                else:
+                    self.answer(answer[1], answer[0])
 
         path = key_file(tmp_path, inference={"key": "i"}, management={"key": "m"})
         url = servers.enter_context(listening(Handler))
@@ -135,6 +147,57 @@ def test_a_failed_scaling_is_made_again(scripted: Serve) -> None:
     with pytest.raises(ModelNotFound):
         client.scale(MODEL, 1, wait=False)
     assert remaining == [SCALING]
+
+
+def described(*pids: int, status: str = "UNLOADING") -> Answer:
+    """What TorchServe says of a version whose workers are the processes `pids`."""
+    workers = [{"id": str(index), "status": status, "pid": pid} for index, pid in enumerate(pids)]
+    return 200, [{"minWorkers": 1, "workers": workers}]
+
+
+def versions(*files: str) -> Answer:
+    """What it says of all versions of a model, 1.0 and on, by the files that they came from."""
+    return 200, [{"modelVersion": f"{number}.0", "modelUrl": file} for number, file in enumerate(files, 1)]
+
+
+BEFORE, AFTER, ACCEPTED = versions("first.mar"), versions("first.mar", "next.mar"), SCALING
+LOADING = (BEFORE, ACCEPTED, AFTER, described(-1))
+TAKEN: Answer = (409, {"code": 409, "type": "ConflictStatusException", "message": "is registered already"})
+
+
+def test_a_version_is_registered_once_its_workers_have_loaded(scripted: Serve) -> None:
+    """Its name is that of what has come from the file."""
+    client, remaining = scripted(*LOADING, described(7), SILENCE, described(7), described(7, status="READY"), gets=True)
+    assert client.register("next", model=MODEL) == f"{MODEL}/2.0"
+    assert remaining == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"),
+    [
+        ([*LOADING, described(-1), described(7), described(8), AFTER, REMOVED], NotReady),
+        ([*LOADING, GONE, BEFORE, AFTER, REMOVED], NotReady),
+        ([BEFORE, SILENCE, BEFORE, AFTER, REMOVED], ServerUnreachable),
+        ([BEFORE, ACCEPTED, BEFORE, AFTER, REMOVED], NotReady),
+        ([BEFORE, TAKEN], RequestRefused),
+    ],
+)
+def test_nothing_is_left_of_a_version_that_does_not_load(
+    scripted: Serve, answers: list[Answer], error: type[ClientError]
+) -> None:
+    """A worker that ended, a version that has gone, and one that comes after its call was given up; what the server
+    refuses is another's."""
+    client, remaining = scripted(*answers, gets=True)
+    with pytest.raises(error):
+        client.register("next", model=MODEL)
+    assert remaining == []
+
+
+def test_a_dead_worker_may_come_back_while_a_model_is_scaled(scripted: Serve) -> None:
+    """Its process is another one then, and has not failed to load."""
+    client, remaining = scripted(SCALING, described(7), described(8), described(8, status="READY"), gets=True)
+    client.scale(MODEL, 1)
+    assert remaining == []
 
 
 def test_a_failed_change_of_the_default_is_made_again(scripted: Serve) -> None:

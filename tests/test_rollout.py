@@ -27,7 +27,7 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from client.errors import ClientError
+from client.errors import ClientError, NotReady
 from client.inputs import Source
 from client.tokens import VARIABLES, Tokens
 from client.torchserve import TorchServe
@@ -221,14 +221,19 @@ def test_a_version_that_does_not_load_is_removed(
     old = server.describe(MODEL)
     finished = command(rolling, "rollout", MODEL, archive, *options(run, "10s"))
     assert finished.returncode == 1
-    assert re.fullmatch(rf"error: {archive} does not load .*; {old['modelVersion']} serves on: .*\n", finished.stderr)
+    why = "a worker ended while it loaded; .*"
+    assert re.fullmatch(
+        rf"error: {archive} does not load .*{why}; {old['modelVersion']} serves on: .*\n", finished.stderr
+    )
+    with pytest.raises(NotReady, match=why):
+        server.register(archive, model=MODEL)
     assert [worker["pid"] for worker in server.describe(MODEL)["workers"]] == [old["workers"][0]["pid"]]
     assert server.versions(MODEL) == [old["modelVersion"]]
 
 
 def register_synchronously(server: TorchServe, archive: str) -> None:
     """As TorchServe's own documentation does it."""
-    server._manage("POST", f"/models?url={archive}&initial_workers=1&synchronous=true")
+    server._manage("POST", f"/models?url={archive}&initial_workers=1&synchronous=true", 300)
 
 
 @pytest.mark.slow
@@ -247,21 +252,24 @@ def test_nobody_waits_while_a_version_loads(
 
     def ask() -> None:
         address = urlsplit(rolling.inference_url)
-        with closing(HTTPConnection(str(address.hostname), address.port, timeout=60)) as connection:
+        with closing(HTTPConnection(str(address.hostname), address.port, timeout=300)) as connection:
             while not over.wait(0.05):
                 began = time.monotonic()
                 connection.request("POST", f"/predictions/{MODEL}", digit, headers)
-                assert connection.getresponse().read()
+                answer = connection.getresponse()
+                assert (answer.status, bool(answer.read())) == (200, True)
                 longest.append(time.monotonic() - began)
 
     with ThreadPoolExecutor(6) as pool:
         asking = [pool.submit(ask) for _ in range(6)]
-        wait_for(lambda: len(longest) > 60, "answers")
-        longest.clear()
-        began = time.monotonic()
-        register(server, archive)
-        took = time.monotonic() - began
-        over.set()
+        try:
+            wait_for(lambda: len(longest) > 60, "answers")
+            longest.clear()
+            began = time.monotonic()
+            register(server, archive)
+            took = time.monotonic() - began
+        finally:
+            over.set()
         assert [future.result() for future in asking] == [None] * 6
     server.unregister(MODEL, new)
     assert (max(longest) > 0.8 * took) == waits, (max(longest), took)

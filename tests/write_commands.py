@@ -44,8 +44,8 @@ This page is written by `python -m tests.write_commands`.
 
 ## Commands
 
-Every command explains its options with `--help` and shows an example there. It exits 0 only on success, prints errors
-in one line on stderr, and most print JSON with `--json`.
+`--help` explains the options of a command, most with an example. A command exits with 0 only on success. An error is
+one line on stderr. Where `--help` lists `--json`, the command can print JSON.
 
 | command | what it does |
 |---|---|

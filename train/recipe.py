@@ -46,7 +46,7 @@ class AugmentationSection(_Section):
     horizontal_flip: bool = False
     """Mirror half of the images."""
     vertical_flip: bool = False
-    """Turn half of the images upside down, such as aerial or microscope images."""
+    """Mirror half of the images top to bottom, for example aerial or microscope images."""
     quarter_turns: bool = False
     """Turn each image by 0, 90, 180 or 270 degrees."""
     crop_padding_px: int = Field(default=0, ge=0)
@@ -93,8 +93,8 @@ class TrainingSection(_Section):
 
     freeze: Literal["backbone"] | None = None
     """`backbone`: only the last layer is trained, by logistic regression on features that are computed once and kept in
-    `.features` beside the runs. Of the other keys only `batch_size`, `class_weights`, `threads` and `seed` may be
-    set."""
+    `.features` beside the runs. Beside it you may set only `batch_size` (images whose features are computed at once),
+    `class_weights`, `threads`, `seed` and `loggers`."""
     epochs: int = Field(default=0, ge=0)
     """How often each training image is seen; needed unless `freeze` is set."""
     batch_size: int = Field(gt=0)

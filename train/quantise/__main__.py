@@ -39,7 +39,8 @@ def main(
     time_limit_s: Annotated[float, typer.Option(help="Time after which nothing more is tried.")] = 900,
     json_output: Annotated[bool, typer.Option("--json", help="Print quantisation.json instead of tables.")] = False,
 ) -> None:
-    """Make runs/NAME faster in int8, if it stays as accurate. Exits 3 if int8 was measured and not kept."""
+    """Make an int8 model of runs/NAME, and keep it if it is faster and loses at most `--max-loss` points of accuracy.
+    Exits 3 if it was not kept, or cannot be made of this network."""
     signals.catch()  # what was begun is removed on SIGTERM too
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=json_output)
     RunFolder(run).require(RunFolder.recipe)
