@@ -315,16 +315,16 @@ class TorchServe:
         Raises:
             NotReady: a worker has ended while it loaded the model, or the deadline has passed.
         """
-        if workers not in {None, declared := Workers.of(self.describe(name, version)).declared}:
+        if workers is not None:
             self._change(f"{_model_path(name, version)}?min_worker={workers}&max_worker={workers}")
-        wanted = workers or declared
         first_pids: dict[str, int] = {}
         while True:
             try:
                 description = self.describe(name, version, within_s=deadline - time.monotonic())
-                if (ready := Workers.of(description).ready) == wanted:
+                found = Workers.of(description)
+                if found.ready == found.declared:
                     return
-                awaited = f"{ready} of {wanted} workers ready"
+                awaited = f"{found.ready} of {found.declared} workers ready"
                 for worker in description["workers"]:
                     started = worker["status"] != "READY" and worker["pid"] > 0
                     if started and first_pids.setdefault(worker["id"], worker["pid"]) != worker["pid"]:

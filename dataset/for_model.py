@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset import labelled_images, sources
+from dataset import labelled_images, layout, sources
 from dataset.copies import Look
 from dataset.errors import DataError, first_few
 from dataset.labelled_images import Dataset, LabelledImages
@@ -28,10 +28,9 @@ _IMAGENET = 1000
 def is_labelled(root: Path) -> bool:
     """Whether it is a table, or a folder with no more images right in it than in its folders; those right in it are
     then left out, as in training."""
-    if not root.is_dir():
+    if not root.is_dir() or not (loose := layout.images_in(root)):
         return True
-    images = image_files.below(root).images
-    return 2 * sum(image.parent == root for image in images) <= len(images)
+    return 2 * loose <= len(image_files.below(root).images)
 
 
 def class_names(root: Path) -> list[str]:

@@ -118,7 +118,7 @@ def _alike_inside(folder: Path) -> list[str]:
     """
     classes = image_files.folders(folder)
     inside = {tuple(path.name for path in image_files.folders(name)) for name in classes}
-    if len(classes) < 2 or len(inside) > 1 or len(min(inside)) < 2 or any(map(_images_in, classes)):
+    if len(classes) < 2 or len(inside) > 1 or len(min(inside)) < 2 or any(map(images_in, classes)):
         return []
     what = f"{_listed(classes)} in {printable(folder)} each hold {_listed([folder / name for name in min(inside)])}"
     words = [set(re.split(r"[\W\d_]+", path.name.lower())) - {""} for path in classes]
@@ -187,18 +187,19 @@ def _has_train(folder: Path) -> bool:
 def _unwrapped(folder: Path) -> Path:
     """The folder itself, or what it wraps: its only content that is a folder of folders."""
     below = image_files.folders(folder)
-    if len(below) == 1 and image_files.folders(below[0]) and not _images_in(folder):
+    if len(below) == 1 and image_files.folders(below[0]) and not images_in(folder):
         return _unwrapped(below[0])
     return folder
 
 
-def _images_in(folder: Path) -> int:
+def images_in(folder: Path) -> int:
+    """How many images lie right in a folder; hidden ones do not count."""
     return sum(image_files.is_image(path) for path in folder.iterdir() if path.name[0] != ".")
 
 
 def _loose(folders: Sequence[Path]) -> list[str]:
     """A line where images lie beside the folders of the classes."""
-    count = sum(map(_images_in, folders))
+    count = sum(map(images_in, folders))
     return [f"left out {count} images that lie in no class's folder"] if count else []
 
 

@@ -95,22 +95,21 @@ def registered(server: TorchServe, model: str, archive: Path, layout: Layout) ->
     try:
         try:
             _copy(archive, copy, layout)
-            _uninterrupted(lambda: server.register(copy.name, layout.workers, _READY_TIMEOUT_S, model))
+            named = _uninterrupted(lambda: server.register(copy.name, layout.workers, _READY_TIMEOUT_S, model))
         except ModelNotFound:
             raise NotTunable(f"the server has no {copy.name}: name its own model store with --model-store") from None
         finally:
             copy.unlink(missing_ok=True)
-        server.wait_until_ready(f"{model}/{layout.version}", _READY_TIMEOUT_S)
-        yield f"{model}/{layout.version}"
+        yield named
     finally:
         with suppress(ModelNotFound):
             _uninterrupted(lambda: server.unregister(model, layout.version))
 
 
-def _uninterrupted(call: Callable[[], str]) -> None:
+def _uninterrupted(call: Callable[[], str]) -> str:
     """An interruption waits for the answer: what the server does after that would stay."""
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(call).result()
+        return pool.submit(call).result()
 
 
 def clear(server: TorchServe, model: str, archive: Path) -> None:
