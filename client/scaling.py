@@ -16,7 +16,7 @@ from system.addresses import is_here
 from system.cores import cores
 from system.printable import counted
 
-_WORKER_PROGRAM = "model_service_worker.py"
+_WORKER_PROGRAMS = ("model_service_worker.py", "forkserver.py")
 _NO_MORE_CORES = "this machine has no more cores"
 
 
@@ -83,7 +83,7 @@ def _memory_bytes(worker: dict[str, Any]) -> int:
         return int(worker["memoryUsage"])
     try:
         process = psutil.Process(worker["pid"]) if worker["pid"] > 0 else None
-        if process is None or not any(part.endswith(_WORKER_PROGRAM) for part in process.cmdline()):
+        if process is None or not any(part.endswith(_WORKER_PROGRAMS) for part in process.cmdline()):
             return 0  # a container's pid, which is somebody else's here
         return int(process.memory_info().rss)
     except psutil.Error:

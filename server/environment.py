@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -50,6 +51,7 @@ def for_server(
         "JAVA_HOME": str(java.home()),
         "TEMP": temp,
         "TMPDIR": temp,
+        "WORKER_PYTHON": sys.executable,
         "LOG_LOCATION": logs,
         "METRICS_LOCATION": logs,
         "LOG_FORMAT": log_format,

@@ -17,7 +17,7 @@ from archive.errors import ArchiveError, SignatureError
 from archive.verify import opened
 from client.errors import ClientError, NotReady
 from client.torchserve import TorchServe
-from server import effective, environment, java, processes, store
+from server import effective, environment, forkserver, java, processes, store
 from server.config import ROOT, ServerConfig
 from server.effective import ModelSettings
 from server.environment import LogFormat
@@ -26,6 +26,9 @@ from server.failures import StartLogs
 from system.printable import printable
 
 LOG_CONFIG = ROOT / "config" / "log4j2.xml"
+_LAUNCHER = "import sys; sys.executable = sys.argv.pop(1); from ts import model_server; model_server.start()"
+"""TorchServe's own, told that Python is another program: the one that Java starts workers with."""
+WORKER_PROGRAM = Path(__file__).with_name("worker.sh")
 _LOOK_INTERVAL_S = 1.0
 _POLL_INTERVAL_S = 0.05
 _APPEAR_TIMEOUT_S = 5.0
@@ -95,11 +98,12 @@ def start(
     processes.clear(run_dir)  # what an earlier server that was killed may have left
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    (logs / "console.log").unlink(missing_ok=True)
     temp = processes.make_temp_dir(run_dir)
     effective_config = temp / "config.properties"
     effective_config.write_text(config.without_variables_in_workers().text, encoding="utf-8")
     command = (
-        sys.executable, "-m", "ts.model_server", "--start", "--ncs",
+        sys.executable, "-c", _LAUNCHER, str(WORKER_PROGRAM), "--start", "--ncs",
         "--model-store", str(model_store.resolve()),
         "--models", *(f"{archive.name}={archive.path.name}" for archive in archives),
         "--ts-config", str(effective_config), "--log-config", str(LOG_CONFIG),
@@ -107,7 +111,12 @@ def start(
     said = StartLogs.begin(logs)
     try:
         _run(command, run_dir, variables, foreground)
-        return _wait(run_dir, config, [archive.name for archive in archives], timeout_s, said)
+        process = _await_process(run_dir)
+        if process is not None:
+            for name in config.properties.variables:
+                variables.pop(name, None)  # Java's alone
+            _run(forkserver_command(temp, process.pid), run_dir, variables, foreground)
+        return _wait(run_dir, process, config, [archive.name for archive in archives], timeout_s, said)
     except BaseException:
         processes.clear(run_dir)
         raise
@@ -144,9 +153,14 @@ def _good(
     return good, models, refused
 
 
+def forkserver_command(temp: Path, java_pid: int) -> tuple[str, ...]:
+    """What forks the workers of this Java; the command returns once it can be asked."""
+    return (sys.executable, "-u", forkserver.__file__, "serve", str(temp / "fork.sock"), str(java_pid))
+
+
 def _run(command: Sequence[str], run_dir: Path, variables: Mapping[str, str], foreground: bool) -> None:
-    """Have TorchServe's launcher start Java, in a session of its own: Ctrl-C is for the process that watches it."""
-    console = None if foreground else (run_dir / "logs" / "console.log").open("wb")
+    """Run what leaves a process behind, in a session of its own: Ctrl-C is for the process that watches."""
+    console = None if foreground else (run_dir / "logs" / "console.log").open("ab")
     with console or nullcontext():
         subprocess.run(
             command, cwd=run_dir, env=variables, stdin=subprocess.DEVNULL, stdout=console,
@@ -154,7 +168,14 @@ def _run(command: Sequence[str], run_dir: Path, variables: Mapping[str, str], fo
         )  # fmt: skip
 
 
-def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: float, said: StartLogs) -> RunningServer:
+def _wait(
+    run_dir: Path,
+    process: psutil.Process | None,
+    config: ServerConfig,
+    models: list[str],
+    timeout_s: float,
+    said: StartLogs,
+) -> RunningServer:
     server = RunningServer(
         config.value("inference_address"),
         config.value("management_address"),
@@ -162,7 +183,6 @@ def _wait(run_dir: Path, config: ServerConfig, models: list[str], timeout_s: flo
         run_dir / "key_file.json",
         models={},
     )
-    process = _await_process(run_dir)
     client = server.client()
     deadline = time.monotonic() + timeout_s
     for model in models:

@@ -16,7 +16,7 @@ import psutil
 from server.errors import ConfigError
 
 _MAIN_CLASS = "org.pytorch.serve.ModelServer"
-_WORKER_SCRIPT = "model_service_worker.py"
+_SCRIPTS = ("model_service_worker.py", "forkserver.py")
 _TEMP_LINK = Path("logs", "temp")
 _LONGEST_SOCKET_NAME = ".ts.sock.65535"
 _LONGEST_SOCKET_PATH = 107
@@ -38,7 +38,8 @@ def find_supervisor(run_dir: Path) -> psutil.Process | None:
 
 
 def workers(run_dir: Path) -> list[psutil.Process]:
-    """The workers of this run directory's server, also those that have outlived it: they know its temp folder."""
+    """The workers of this run directory's server and what forks them, also if they have outlived it: they know its temp
+    folder."""
     temp = f"{temp_dir(run_dir)}{os.sep}"
     found = []
     for process in psutil.process_iter():
@@ -46,7 +47,7 @@ def workers(run_dir: Path) -> list[psutil.Process]:
             command = process.cmdline()
         except psutil.Error:
             continue
-        if any(part.endswith(_WORKER_SCRIPT) for part in command) and any(part.startswith(temp) for part in command):
+        if any(part.endswith(_SCRIPTS) for part in command) and any(part.startswith(temp) for part in command):
             found.append(process)
     return found
 

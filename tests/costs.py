@@ -27,7 +27,10 @@ SLOW_CPU_S, SLOW_S = 10.0, 60.0
 """A test over either is slow. A busy machine makes twice as much of a quiet one's 5 s of CPU; the second is for tests
 that wait."""
 STARTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system"}
-SERVER = re.compile(r"ts\.model_server|server start|serve\.sh|quickstart\.sh|nginx(?!.* -[tTvV]\b)|operate .*\bedge\b")
+SERVER = re.compile(
+    r"ts\.model_server|forkserver\.py serve|server start|serve\.sh|quickstart\.sh|nginx(?!.* -[tTvV]\b)"
+    r"|operate .*\bedge\b"
+)
 """Commands that leave or keep a server running."""
 LOOKUP = re.compile(r"/ldconfig -p$")
 """What Python asks while a library is imported; whichever test comes first would pay for it."""
