@@ -1,7 +1,8 @@
 """How many workers this machine has room for: one for each core, and no more than its free memory holds.
 
-A worker's size is measured on those that the model has: TorchServe tells it, up to a minute late, and until then the
-process does. Pages that workers share count for each of them, so the room is rather more than is said.
+A worker's size is measured on those that the model has: the memory that a process shares with no other. Where the
+processes cannot be seen, as those of a container, it is what TorchServe says, up to a minute late and with what they
+share: the room is rather more then.
 """
 
 from __future__ import annotations
@@ -78,13 +79,11 @@ def _too_many(workers: int, allowed: int, reason: str) -> TooManyWorkers:
 
 
 def _memory_bytes(worker: dict[str, Any]) -> int:
-    """Resident memory; 0 where it cannot be told."""
-    if worker["memoryUsage"]:
-        return int(worker["memoryUsage"])
+    """Of its own, else with what it shares; 0 where neither can be told."""
     try:
         process = psutil.Process(worker["pid"]) if worker["pid"] > 0 else None
-        if process is None or not any(part.endswith(_WORKER_PROGRAMS) for part in process.cmdline()):
-            return 0  # a container's pid, which is somebody else's here
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0
+        if process is not None and any(part.endswith(_WORKER_PROGRAMS) for part in process.cmdline()):
+            return int(process.memory_full_info().uss)
+    except psutil.Error:  # of a server in a container: the pid is nobody's here, or somebody else's
+        pass
+    return int(worker["memoryUsage"] or 0)

@@ -14,6 +14,7 @@ from typing import Literal
 
 from server import java, processes
 from server.errors import ConfigError
+from server.properties import Properties
 
 LogFormat = Literal["text", "json"]
 PUBLIC_KEY_VARIABLE = "ARCHIVE_PUBLIC_KEY"
@@ -58,6 +59,23 @@ def for_server(
         # console.log grows without bound, so it gets what Java prints and no logs.
         "LOG_CONSOLE_LEVEL": "info" if foreground else "off",
     }
+
+
+def for_forks(variables: Mapping[str, str], properties: Properties) -> dict[str, str] | None:
+    """What of Java's variables its workers get, or None if TorchServe must start them itself.
+
+    Args:
+        variables: as `for_server` gives them.
+        properties: of the configuration that TorchServe reads.
+    """
+    if properties.get("install_py_dep_per_model") == "true":
+        return None  # a package of the archive's own would come after the same one, imported already
+    try:
+        hidden = re.compile(properties.get("blacklist_env_vars") or "(?!)")
+    except re.error:
+        return None  # Java understands it, and Python does not
+    visible = {name: value for name, value in variables.items() if not hidden.fullmatch(name)}
+    return visible if {"TEMP", "WORKER_PYTHON"} <= visible.keys() else None
 
 
 def public_key(environment: Mapping[str, str] = os.environ) -> Path | None:

@@ -101,9 +101,11 @@ def start(
     (logs / "console.log").unlink(missing_ok=True)
     temp = processes.make_temp_dir(run_dir)
     effective_config = temp / "config.properties"
-    effective_config.write_text(config.without_variables_in_workers().text, encoding="utf-8")
+    config = config.without_variables_in_workers()
+    effective_config.write_text(config.text, encoding="utf-8")
+    forks = environment.for_forks(variables, config.properties)
     command = (
-        sys.executable, "-c", _LAUNCHER, str(WORKER_PROGRAM), "--start", "--ncs",
+        sys.executable, "-c", _LAUNCHER, sys.executable if forks is None else str(WORKER_PROGRAM), "--start", "--ncs",
         "--model-store", str(model_store.resolve()),
         "--models", *(f"{archive.name}={archive.path.name}" for archive in archives),
         "--ts-config", str(effective_config), "--log-config", str(LOG_CONFIG),
@@ -112,10 +114,8 @@ def start(
     try:
         _run(command, run_dir, variables, foreground)
         process = _await_process(run_dir)
-        if process is not None:
-            for name in config.properties.variables:
-                variables.pop(name, None)  # Java's alone
-            _run(forkserver_command(temp, process.pid), run_dir, variables, foreground)
+        if process is not None and forks is not None:
+            _run(forkserver_command(temp, process.pid), run_dir, forks, foreground)
         return _wait(run_dir, process, config, [archive.name for archive in archives], timeout_s, said)
     except BaseException:
         processes.clear(run_dir)

@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 
 from server.errors import ConfigError
+from server.forkserver import WORKER_NAME, WORKER_SCRIPT
 
 _MAIN_CLASS = "org.pytorch.serve.ModelServer"
-_SCRIPTS = ("model_service_worker.py", "forkserver.py")
+_SCRIPTS = (WORKER_SCRIPT, "forkserver.py")
 _TEMP_LINK = Path("logs", "temp")
 _LONGEST_SOCKET_NAME = ".ts.sock.65535"
 _LONGEST_SOCKET_PATH = 107
@@ -37,11 +38,12 @@ def find_supervisor(run_dir: Path) -> psutil.Process | None:
     return next((process for process in supervisors if process.pid != os.getpid()), None)
 
 
-def workers(run_dir: Path) -> list[psutil.Process]:
-    """The workers of this run directory's server and what forks them, also if they have outlived it: they know its temp
-    folder."""
+def family(run_dir: Path) -> list[psutil.Process]:
+    """The server of `run_dir`, its workers, who asked for them and whom they were forked from. All but the server may
+    have outlived it: they know its temp folder."""
+    server = find(run_dir)
     temp = f"{temp_dir(run_dir)}{os.sep}"
-    found = []
+    found = [] if server is None else [server]
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
@@ -50,6 +52,11 @@ def workers(run_dir: Path) -> list[psutil.Process]:
         if any(part.endswith(_SCRIPTS) for part in command) and any(part.startswith(temp) for part in command):
             found.append(process)
     return found
+
+
+def workers(run_dir: Path) -> list[psutil.Process]:
+    """The workers of this run directory's server, forked or not."""
+    return [process for process in family(run_dir) if _is_worker(process)]
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -90,10 +97,10 @@ def clear(run_dir: Path) -> None:
     server = find(run_dir)
     if server is not None:
         with suppress(psutil.NoSuchProcess):
-            family = [server, *server.children(recursive=True)]
+            started = [server, *server.children(recursive=True)]
             server.terminate()
-            _end(family, _STOP_TIMEOUT_S)
-    _end(workers(run_dir), 0)
+            _end(started, _STOP_TIMEOUT_S)
+    _end(family(run_dir), 0)
     (run_dir / "key_file.json").unlink(missing_ok=True)
     shutil.rmtree(temp_dir(run_dir), ignore_errors=True)
     (run_dir / _TEMP_LINK).unlink(missing_ok=True)
@@ -133,6 +140,14 @@ def make_temp_dir(run_dir: Path) -> Path:
     link.symlink_to(temp)
     temp.mkdir(mode=0o700)
     return temp
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    """Whether it is one that was forked, or that TorchServe started itself."""
+    try:
+        return process.name() == WORKER_NAME or any(part.endswith(WORKER_SCRIPT) for part in process.cmdline()[1:2])
+    except psutil.Error:
+        return False
 
 
 def _in(run_dir: Path, words: set[str]) -> Iterator[psutil.Process]:

@@ -78,6 +78,6 @@ class Supervised:
         return statuses
 
     def leaves_nothing(self) -> bool:
-        left = [processes.find(self.run_dir), processes.find_supervisor(self.run_dir), *processes.workers(self.run_dir)]
+        left = [processes.find(self.run_dir), processes.find_supervisor(self.run_dir), *processes.family(self.run_dir)]
         files = [processes.temp_dir(self.run_dir), self.run_dir / "key_file.json", self.ready]
         return not any(left) and not any(file.exists() for file in files)

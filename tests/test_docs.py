@@ -303,7 +303,7 @@ def test_the_ports_of_the_readme_are_the_configured_ones() -> None:
 PEERS = {
     "this project": "ours", "this project, int8": "ours-int8", "OpenVINO behind FastAPI, int8": "openvino-int8",
     "LitServe": "litserve", "FastAPI": "fastapi", "Ray Serve": "ray", "TorchServe, tuned": "stock-best",
-    "TorchServe, defaults": "stock-defaults",
+    "TorchServe, defaults": "stock-defaults", "mosec": "mosec", "this project, exported to Ray Serve": "ours-ray",
 }  # fmt: skip
 
 
@@ -313,7 +313,7 @@ def measured(page: str, column: str) -> dict[str, str]:
     head = page[: -len(after)].rsplit("\n", 1)[1]
     place = head.count("|") - 2
     rows = [row.split("|") for row in after.split("\n\n")[0].splitlines()[2:]]
-    return {row[1].strip(): row[place + 1].split("(")[0].strip() for row in rows}
+    return {row[1].strip().removesuffix(r" \*"): row[place + 1].split("(")[0].strip() for row in rows}
 
 
 def test_the_readme_compares_as_measured() -> None:

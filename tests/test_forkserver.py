@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,14 +15,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server import launch, processes
+from server import environment, launch, processes
+from server.config import ServerConfig
 from tests.conftest import ROOT
 
 REPORTS = """
 import json, os, sys
 print(json.dumps({
     "arguments": sys.argv, "directory": os.getcwd(), "variables": dict(os.environ), "path": sys.path,
-    "imported": "torch" in sys.modules, "threads": len(os.listdir("/proc/self/task")),
+    "imported": "torch" in sys.modules,
     "pid": os.getpid(), "parent": os.getppid(),
 }))
 """
@@ -37,10 +39,9 @@ pytestmark = pytest.mark.server
 class Java:
     """A fork server whose Java does nothing: the tests start workers in its place."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pid: int) -> None:
         self.folder = folder
-        self.process = subprocess.Popen(["sleep", "600"])
-        subprocess.run(launch.forkserver_command(folder, self.process.pid), check=True)
+        subprocess.run(launch.forkserver_command(folder, pid), check=True)
         [self.server] = [process for process in psutil.process_iter() if _is_of(process, folder)]
 
     def start_worker(
@@ -65,11 +66,13 @@ def _is_of(process: psutil.Process, folder: Path) -> bool:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Java]:
-    java = Java(folder)
-    yield java
-    java.process.kill()
-    java.process.wait()
-    assert not processes.wait([java.server], END_TIMEOUT_S)
+    with subprocess.Popen(["sleep", "600"]) as process:
+        try:
+            yield Java(folder, process.pid)
+        finally:
+            process.kill()
+    left = [process for process in psutil.process_iter() if _is_of(process, folder)]
+    assert not processes.wait(left, END_TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +90,16 @@ def test_a_worker_is_as_java_would_have_started_it(java: Java) -> None:
     script = java.folder / "ts" / "model_service_worker.py"
     assert said["arguments"] == [str(script), "--sock-name", "x y"]
     assert said["directory"] == "/"
-    assert said["variables"].keys() - {"PWD", "LC_CTYPE"} == {"TEMP", "WORKER_PYTHON", "PYTHONPATH", "NAME"}
+    assert said["variables"].keys() - {"PWD", "SHLVL", "_", "LC_CTYPE"} == {
+        "TEMP",
+        "WORKER_PYTHON",
+        "PYTHONPATH",
+        "NAME",
+    }
     assert said["path"][:3] == [str(script.parent), folder, "/else"]
     assert not [place for place in said["path"] if place in ("", str(ROOT), str(ROOT / "server"))]
     assert said["imported"]
-    assert said["threads"] == 1
+    assert java.server.num_threads() == 1  # a fork has but the one that forked
     assert said["pid"] != asker.pid
     assert said["parent"] == java.server.pid
 
@@ -109,8 +117,11 @@ def test_a_worker_that_ends_ends_what_java_waits_for(java: Java) -> None:
     """However it ends."""
     with java.start_worker(HANGS) as asker:
         assert asker.stdout
-        os.kill(int(asker.stdout.readline()), signal.SIGSEGV)
-        asker.wait(END_TIMEOUT_S)
+        os.kill(int(asker.stdout.readline()), signal.SIGTERM)
+        try:
+            asker.wait(END_TIMEOUT_S)
+        finally:
+            asker.kill()
 
 
 def test_the_server_leaves_signals_to_java(java: Java) -> None:
@@ -134,7 +145,36 @@ def test_other_commands_and_workers_without_a_server_are_plain_pythons(java: Jav
 
 
 def test_the_server_ends_with_java(tmp_path: Path) -> None:
-    """It does not outlive what asks for its workers."""
+    """It does not outlive what asks for its workers; for a Java that has ended already it says nothing."""
     with running(tmp_path) as java:
         assert processes.is_alive(java.server)
     assert not processes.is_alive(java.server)
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    late = subprocess.run(launch.forkserver_command(tmp_path, ended.pid), capture_output=True, check=True)
+    assert late.stdout + late.stderr == b""
+
+
+def test_a_request_that_is_none_forks_nothing(java: Java) -> None:
+    """One that was killed before it could ask; the next is served."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asker:
+        asker.connect(str(java.folder / "fork.sock"))
+    with java.start_worker(REPORTS) as asker:
+        assert json.loads(asker.communicate()[0])["parent"] == java.server.pid
+
+
+@pytest.mark.parametrize(
+    ("line", "forked"),
+    [
+        ("", {"TEMP", "WORKER_PYTHON", "OTEL_HEADERS"}),
+        ("blacklist_env_vars=OTEL_.*", {"TEMP", "WORKER_PYTHON"}),
+        ("blacklist_env_vars=.*PYTHON.*", None),
+        ("blacklist_env_vars=(?<secret>OTEL).*", None),
+        ("install_py_dep_per_model=true", None),
+    ],
+)
+def test_torchserve_starts_workers_itself_where_forks_would_differ(line: str, forked: set[str] | None) -> None:
+    """Forks get the variables that Java leaves its workers; no package of an archive's own is passed over."""
+    variables = dict.fromkeys(("TEMP", "WORKER_PYTHON", "OTEL_HEADERS"), "x")
+    found = environment.for_forks(variables, ServerConfig(f"{line}\n").properties)
+    assert (None if found is None else found.keys()) == forked

@@ -89,17 +89,18 @@ def test_waiting_for_a_worker_ends(scaled: TorchServe, torchserve: RunningServer
 
 
 def test_memory_is_a_ceiling(scaled: TorchServe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker is measured by its process until TorchServe tells; where no second one fits, it is refused by name."""
-    [worker] = scaled.describe(MODEL)["workers"]
-    size_bytes = worker["memoryUsage"] or psutil.Process(worker["pid"]).memory_info().rss
-    assert 50 * MB < size_bytes < 10_000 * MB
-    unmeasured = {"workers": [{**worker, "memoryUsage": 0}]}
-    for description in (scaled.describe(MODEL), unmeasured):
-        assert scaling.room_in_memory(description, 0.9 * size_bytes) in (0, 1)
-        assert scaling.room_in_memory(description, 0.5 * size_bytes) == 0
-        assert scaling.room_in_memory(description, 10.5 * size_bytes) in range(8, 14)
-    foreign = {"workers": [{**worker, "memoryUsage": 0, "pid": 1}]}
-    assert scaling.room_in_memory(foreign, 0) is None
+    """A worker is measured by its process, or TorchServe tells; where no second one fits, it is refused by name."""
+    description = scaled.describe(MODEL)
+    [worker] = description["workers"]
+    info = psutil.Process(worker["pid"]).memory_full_info()
+    assert 10 * MB < info.uss < info.rss
+    assert scaling.room_in_memory(description, 0.9 * info.uss) in (0, 1)
+    assert scaling.room_in_memory(description, 0.5 * info.uss) == 0
+    assert scaling.room_in_memory(description, 10.5 * info.uss) in range(8, 14)
+    foreign = {"workers": [{**worker, "memoryUsage": 100 * MB, "pid": 1}]}
+    assert scaling.room_in_memory(foreign, 250 * MB) == 2
+    untold = {"workers": [{**worker, "memoryUsage": 0, "pid": 1}]}
+    assert scaling.room_in_memory(untold, 0) is None
 
     free = psutil.virtual_memory()._replace(available=20 * MB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)

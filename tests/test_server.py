@@ -279,7 +279,7 @@ def test_the_scripts_see_paths_from_where_they_are_called(run: Path, tmp_path: P
         stopped = script("stop.sh", *place, temp="b")
     assert stopped.stdout == f"stopped the server in {tmp_path / 'here'}\n"
     assert not list((short / "a").glob("torchserve-*"))
-    assert not processes.workers(tmp_path / "here")
+    assert not processes.family(tmp_path / "here")
 
 
 @pytest.mark.slow

@@ -91,8 +91,9 @@ class Server:
 
 
 def family(directory: Path, mark: str) -> list[psutil.Process]:
-    """The processes with the mark, a TorchServe that runs in `directory`, and the children of all of them."""
-    roots = [server] if (server := processes.find(directory)) else []
+    """The processes with the mark, a TorchServe that runs in `directory`, what forks its workers, and all their
+    children."""
+    roots = processes.family(directory)
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get(_MARK) == mark:

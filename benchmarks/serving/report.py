@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.document import DOCS, replace
@@ -36,25 +36,20 @@ def write(document: Path, records: Sequence[Record]) -> None:
 
 def render(records: Sequence[Record]) -> str:
     """Markdown: where and when, the targets, a table for each model, and what failed."""
-    measured = by_model(records)
-    results: dict[str, Rounds] = {}
-    moving: list[str] = []
-    for model, rounds in measured.items():
-        spreads = unsteady(rounds)
-        results[model] = {peer: found for peer, found in rounds.items() if peer not in spreads}
-        moving += [f"{peer} with {model} ({spread.share:.0%})" for peer, spread in spreads.items()]
+    results = by_model(records)
+    moving = {(model, peer) for model, rounds in results.items() for peer in unsteady(rounds)}
     good = [record for record in records if not record["error"]]
     days = sorted({record["date"] for record in good})
     parts = [
         f"`python -m benchmarks.serving run`, {' to '.join(dict.fromkeys((days[0], days[-1])))}, on "
         f"{'; '.join(sorted({record['machine'] for record in good}))}. Median, in brackets the extremes of n rounds.\n",
         _target_table(targets(results)),
-        *(_table(model, results[model]) for model in _TITLES if model in results),
+        *(_table(model, results[model], moving) for model in _TITLES if model in results),
     ]
-    if failed := [record for record in records if record["error"] and not _measured(measured, record)]:
+    if failed := [record for record in records if record["error"] and not _measured(results, record)]:
         parts.append("Not measured: " + "; ".join(sorted({f"{r['peer']} with {r['model']}" for r in failed})) + ".\n")
     if moving:
-        parts.append(f"Not published, since the rounds differ by more than {MOST_SPREAD:.0%}: {'; '.join(moving)}.\n")
+        parts.append(f"\\* Its rounds differ by more than {MOST_SPREAD:.0%}, also after repeats: a rough figure.\n")
     return "\n".join(parts)
 
 
@@ -83,9 +78,14 @@ def _target_table(all_targets: Sequence[Target]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _table(model: str, rounds: Rounds) -> str:
-    """Two tables, since one with every spread would be too wide to read: throughput and cost, and latency."""
-    named = [(name, list(rounds[name].values())) for name in PEERS if name in rounds]
+def _table(model: str, rounds: Rounds, moving: Collection[tuple[str, str]]) -> str:
+    """Two tables, since one with every spread would be too wide to read: throughput and cost, and latency.
+
+    Args:
+        moving: models with peers whose rounds differ; they get a mark.
+    """
+    marks = {name: r" \*" if (model, name) in moving else "" for name in rounds}
+    named = [(name + marks[name], list(rounds[name].values())) for name in PEERS if name in rounds]
     costs = [*(f"requests/s at {n}" for n in CONNECTIONS), "errors", "memory, MB", "cold start, s", "n"]
     times = [f"{quantile} ms at {n}" for n in CONNECTIONS for quantile in ("p50", "p99")]
     lines = [f"### {_TITLES[model]}", ""]

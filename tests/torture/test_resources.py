@@ -179,8 +179,7 @@ def test_no_memory_for_a_worker(model_store: Path, run_dir: Path, digit: bytes) 
         assert is_one_line_error(failed), failed.stderr
         assert "kills for want of memory: python -m archive doctor" in failed.stderr
         assert killed_in(group) > 0
-        assert processes.find(run_dir) is None
-        assert processes.workers(run_dir) == []
+        assert processes.family(run_dir) == []
     with memory_limit(TOO_LITTLE_FOR_A_WORKER_MB) as group:
         told = run_module("archive", "doctor", model_store / f"{MODEL}.mar", preexec_fn=partial(enter, group))
         assert told.returncode == 1
