@@ -21,9 +21,11 @@ from tests.conftest import ROOT
 
 REPORTS = """
 import json, os, sys
+imported = "torch" in sys.modules
+import torch
 print(json.dumps({
     "arguments": sys.argv, "directory": os.getcwd(), "variables": dict(os.environ), "path": sys.path,
-    "imported": "torch" in sys.modules,
+    "imported": imported, "is_cut_off_from_gpus": torch.cuda._is_in_bad_fork(),
     "pid": os.getpid(), "parent": os.getppid(),
 }))
 """
@@ -99,9 +101,17 @@ def test_a_worker_is_as_java_would_have_started_it(java: Java) -> None:
     assert said["path"][:3] == [str(script.parent), folder, "/else"]
     assert not [place for place in said["path"] if place in ("", str(ROOT), str(ROOT / "server"))]
     assert said["imported"]
+    assert not said["is_cut_off_from_gpus"]
     assert java.server.num_threads() == 1  # a fork has but the one that forked
     assert said["pid"] != asker.pid
     assert said["parent"] == java.server.pid
+
+
+def test_who_counts_gpus_before_the_fork_cuts_workers_off() -> None:
+    """The negative control: CUDA must be left alone until then, which shows also where there is no GPU."""
+    script = "import os, torch; torch.cuda.device_count(); os.fork() or print(torch.cuda._is_in_bad_fork())"
+    said = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True).stdout
+    assert said == b"True\n"
 
 
 def test_what_java_kills_ends_the_worker(java: Java) -> None:
