@@ -13,6 +13,7 @@ import typer
 
 from client.command_line import connect
 from operate.edge.door import Platform
+from operate.grpc_door.command import grpc
 from operate.readiness.command import ready
 from operate.rollout.command import rollout
 from operate.slow import slow
@@ -22,13 +23,15 @@ from system.command_line import reports_errors
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 app.callback(
-    help="Wait for a model, roll out a version, tune or load a server, put an edge before several, find slow requests."
+    help="Wait for a model, roll out a version, tune or load a server, put an edge before several, find slow requests, "
+    "answer gRPC clients."
 )(connect)
 app.command(epilog="Example: python -m operate ready lenet5-digits --golden runs/lenet5-digits/golden")(ready)
 app.command(epilog="Example: python -m operate rollout lenet5-digits lenet5-digits-2.0.mar --images photos/")(rollout)
 app.command(epilog="Example: python -m operate tune lenet5-digits --p99-ms 50 --write runs/lenet5-digits")(tune)
 app.command(epilog="Example: python -m operate load lenet5-digits --images runs/lenet5-digits/golden")(load)
 app.command(epilog="Example: python -m operate slow . edge --minutes 10")(slow)
+app.command(epilog="Example: python -m operate grpc --port 8001")(grpc)
 
 
 @app.command(epilog="Example: python -m operate edge edge")

@@ -7,6 +7,7 @@ OperateError
 ├── BoundNotMet     no layout answers within the time that was asked for
 ├── RolloutRefused  a new version cannot be rolled out, or was left half way
 ├── EdgeUnusable    an edge cannot give a share: no file of its own, or no nginx that runs
+├── DoorUnusable    a gRPC door cannot listen there, or has no certificate with its key
 └── NoLogs          a folder is neither a server's run directory nor an edge's
 """
 
@@ -40,6 +41,10 @@ class RolloutRefused(OperateError):
 
 
 class EdgeUnusable(OperateError):
+    pass
+
+
+class DoorUnusable(OperateError):
     pass
 
 

@@ -87,6 +87,8 @@ CLAIMS = {
         "python -m client evaluate lenet5-digits labelled/random": "needs labels: tests/test_label.py reads such",
         "python -m pip install .": "tests/test_package.py::test_the_client_installs_alone",
         "from pathlib": f"{RUN}test_the_client",
+        "python -m operate grpc": "tests/test_grpc_door.py::test_a_stop_lets_calls_end",
+        "import os": "tests/test_grpc_door.py::test_the_docs_example",
         "python -m venv .venv-demo": "needs another Pillow than the handler: tests/test_demo.py has an environment",
         "python -m pip install 'ray[data]'": "needs 400 MB of packages: tests/test_score.py calls it where they are",
     },

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.write_commands import MODULES
 
-SLOW = ("torch", "pydantic", "PIL", "requests", "prometheus_client")
+SLOW = ("torch", "pydantic", "PIL", "requests", "prometheus_client", "grpc")
 """To import: seconds for the first, and a tenth of one for each of the others."""
 RUN = f"""
 import runpy, sys

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 import yaml
@@ -22,12 +23,14 @@ import yaml
 from archive import serving
 from client.__main__ import app as client_app
 from client.tokens import Tokens
+from operate.grpc_door.messages import CLASSES
 from server import processes
 from tests.commands import invoke
 from tests.conftest import MODEL, free_ports, run_module, wait_for
 from tests.conftest import started as torchserve_in
-from tests.contract.contract import Engine, WholeContract, check_marks
+from tests.contract.contract import V2, Engine, WholeContract, about, check_marks, of_v2, v2
 from tests.edges import behind, load, make_folder, running
+from tests.open_inference import answers_of, call, door_before, infer_request
 
 if missing := [package for package in ("ray", "starlette", "python_multipart") if find_spec(package) is None]:
     pytest.skip(f"needs {', '.join(missing)}: pip install 'ray[serve]' python-multipart", allow_module_level=True)
@@ -114,6 +117,26 @@ def test_answers_are_marked(ray: RunningRay, run: Path) -> None:
     """As the recipe's `serving.accept` wants."""
     images = [path.read_bytes() for path in sorted((run / "golden").glob("*.png"))]
     assert set(check_marks(ray.engine, MODEL, images)) == {True, False}
+
+
+def test_standard_grpc_clients(ray: RunningRay, run: Path) -> None:
+    """Through `python -m operate grpc`, as before TorchServe: answers with their marks, readiness and metadata."""
+    image = next((run / "golden").glob("*.png")).read_bytes()
+    expected = of_v2(ray.engine.good(V2, json=v2(image)))
+    named = {"name": MODEL, "version": "1.0"}
+    with door_before(ray.engine.url) as door:
+        for version in ("", "1.0"):
+            request = infer_request(image, raw=True, model_version=version)
+            response = call(door, "ModelInfer", request, ray.engine.token)
+            assert answers_of(response) == [about(answer) for answer in expected]
+            assert response.outputs[2].name == "accepted"
+        assert call(door, "ServerReady", token=ray.engine.token).ready
+        assert call(door, "ModelReady", CLASSES["ModelReadyRequest"](**named), ray.engine.token).ready
+        described = call(door, "ModelMetadata", CLASSES["ModelMetadataRequest"](**named), ray.engine.token)
+        assert [output.name for output in described.outputs] == ["label", "probability", "accepted"]
+        with pytest.raises(grpc.RpcError) as refusal:
+            call(door, "ModelInfer", infer_request(image), "wrong")
+        assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_the_clients_commands(ray: RunningRay, run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The command `grpc`: the Open Inference Protocol over gRPC, before a server that speaks it over HTTP."""

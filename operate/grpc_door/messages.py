@@ -1,0 +1,168 @@
+"""The messages of `inference.GRPCInferenceService`, and their tensors as HTTP carries them.
+
+The classes are made at run time, so that no generated code has to fit the installed protobuf. Field numbers are those
+of KServe's `grpc_predict_v2.proto` and Triton's `grpc_service.proto`, which agree. Fields that nothing here reads are
+left out, and protobuf skips them.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+PACKAGE = "inference"
+SERVICE = f"{PACKAGE}.GRPCInferenceService"
+
+_TENSOR = {
+    "name": (1, "string"), "datatype": (2, "string"), "shape": (3, "*int64"), "contents": (5, "InferTensorContents"),
+}  # fmt: skip
+_NAMED = {"name": (1, "string"), "version": (2, "string")}
+_MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
+    "ServerLiveRequest": {},
+    "ServerLiveResponse": {"live": (1, "bool")},
+    "ServerReadyRequest": {},
+    "ServerReadyResponse": {"ready": (1, "bool")},
+    "ServerMetadataRequest": {},
+    "ServerMetadataResponse": {**_NAMED, "extensions": (3, "*string")},
+    "ModelReadyRequest": _NAMED,
+    "ModelReadyResponse": {"ready": (1, "bool")},
+    "ModelMetadataRequest": _NAMED,
+    "TensorMetadata": {"name": (1, "string"), "datatype": (2, "string"), "shape": (3, "*int64")},
+    "ModelMetadataResponse": {
+        "name": (1, "string"), "versions": (2, "*string"), "platform": (3, "string"), "inputs": (4, "*TensorMetadata"),
+        "outputs": (5, "*TensorMetadata"),
+    },
+    "InferTensorContents": {
+        "bool_contents": (1, "*bool"), "uint_contents": (4, "*uint32"), "fp32_contents": (6, "*float"),
+        "bytes_contents": (8, "*bytes"),
+    },
+    "InferInputTensor": _TENSOR,
+    "InferOutputTensor": _TENSOR,
+    "InferRequestedOutputTensor": {"name": (1, "string")},
+    "ModelInferRequest": {
+        "model_name": (1, "string"), "model_version": (2, "string"), "id": (3, "string"),
+        "inputs": (5, "*InferInputTensor"), "outputs": (6, "*InferRequestedOutputTensor"),
+        "raw_input_contents": (7, "*bytes"),
+    },
+    "ModelInferResponse": {
+        "model_name": (1, "string"), "model_version": (2, "string"), "id": (3, "string"),
+        "outputs": (5, "*InferOutputTensor"), "raw_output_contents": (6, "*bytes"),
+    },
+}  # fmt: skip
+"""Message → field → number and type, `*` before those that repeat."""
+
+
+class InvalidMessage(Exception):
+    """A request that cannot be passed on; the message is written for the client who sent it."""
+
+
+def _classes() -> dict[str, Any]:
+    """Message → class, in a pool of its own: a client in the same process may have Triton's."""
+    described = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="open_inference.proto", package=PACKAGE, syntax="proto3")
+    for message, fields in _MESSAGES.items():
+        added = file.message_type.add(name=message)
+        for name, (number, kind) in fields.items():
+            label = described.LABEL_REPEATED if kind.startswith("*") else described.LABEL_OPTIONAL
+            field = added.field.add(name=name, number=number, label=label)
+            if (kind := kind.lstrip("*")) in _MESSAGES:
+                field.type, field.type_name = described.TYPE_MESSAGE, f".{PACKAGE}.{kind}"
+            else:
+                field.type = getattr(described, f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        message: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{message}"))
+        for message in _MESSAGES
+    }
+
+
+CLASSES = _classes()
+
+
+def http_request(request: Any) -> tuple[bytes, int]:
+    """The body of the same request over HTTP, and the length of its JSON, behind which the tensor lies as it is.
+
+    Args:
+        request: ModelInferRequest with one input, in `contents` or in `raw_input_contents`: BYTES (encoded images), or
+            UINT8 of shape [N,C,H,W] (pixels). In raw form each element of BYTES stands behind its length, four bytes
+            with the lowest first.
+
+    Raises:
+        InvalidMessage: it has no such input.
+    """
+    if len(request.inputs) != 1:
+        raise InvalidMessage(f'"inputs" must be one tensor, found {len(request.inputs)}')
+    [tensor] = request.inputs
+    data = _data(tensor, request.raw_input_contents)
+    described = {
+        "name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape),
+        "parameters": {"binary_data_size": len(data)},
+    }  # fmt: skip
+    head = json.dumps({**({"id": request.id} if request.id else {}), "inputs": [described]}).encode()
+    return head + data, len(head)
+
+
+def infer_response(document: Mapping[str, Any], requested: Collection[str], raw: bool) -> Any:
+    """ModelInferResponse with the tensors of an HTTP answer: `label` BYTES[N,K], `probability` FP32[N,K], and
+    `accepted` BOOL[N] where the model marks its answers.
+
+    Args:
+        document: the JSON of the answer.
+        requested: names of the outputs to answer with; all if there are none.
+        raw: put them into `raw_output_contents`, not into `contents`.
+
+    Raises:
+        InvalidMessage: the answer has no output of a requested name.
+    """
+    outputs = {output["name"]: output for output in document["outputs"]}
+    if unknown := sorted(set(requested) - outputs.keys()):
+        raise InvalidMessage(f"the outputs are {', '.join(outputs)}, found {unknown[0]!r:.100}")
+    response = CLASSES["ModelInferResponse"](
+        id=document.get("id", ""), model_name=document["model_name"], model_version=document["model_version"]
+    )
+    for name, output in outputs.items():
+        if requested and name not in requested:
+            continue
+        datatype, data = output["datatype"], output["data"]
+        values = [text.encode() for text in data] if datatype == "BYTES" else data
+        tensor = response.outputs.add(name=name, datatype=datatype, shape=output["shape"])
+        if raw:
+            response.raw_output_contents.append(_RAW[datatype](values))
+        else:
+            getattr(tensor.contents, _CONTENTS[datatype]).extend(values)
+    return response
+
+
+def _data(tensor: Any, raw: Sequence[bytes]) -> bytes:
+    """The raw form of an input."""
+    if tensor.datatype not in ("BYTES", "UINT8"):
+        raise InvalidMessage(f'"inputs[0].datatype" must be "BYTES" or "UINT8", found {tensor.datatype!r:.100}')
+    field = _CONTENTS[tensor.datatype]
+    contents = getattr(tensor.contents, field)
+    try:
+        data = [*raw, *([_RAW[tensor.datatype](contents)] if contents else [])]
+    except ValueError:
+        raise InvalidMessage(f'"contents.{field}" must be whole numbers from 0 to 255') from None
+    if len(data) != 1 or not data[0]:
+        raise InvalidMessage(f'the data of "inputs[0]" must be in "contents.{field}" or in "raw_input_contents"')
+    return data[0]
+
+
+def _behind_lengths(elements: Iterable[bytes]) -> bytes:
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
+
+
+_CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents", "BOOL": "bool_contents"}
+"""Datatype → field of InferTensorContents."""
+_RAW: dict[str, Callable[[Any], bytes]] = {
+    "BYTES": _behind_lengths,
+    "UINT8": lambda values: bytes(list(values)),
+    "FP32": lambda values: struct.pack(f"<{len(values)}f", *values),
+    "BOOL": lambda values: bytes(list(values)),
+}
+"""Datatype → its raw form, as Triton has it."""

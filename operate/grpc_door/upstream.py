@@ -1,0 +1,138 @@
+"""The HTTP server behind a door, asked on behalf of one caller at a time; its refusals as gRPC has them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+import requests
+from grpc import StatusCode
+from requests.adapters import HTTPAdapter
+from requests.exceptions import InvalidHeader
+
+from client.connection import direct_session
+from client.errors import NoAddress
+from client.tokens import is_refused
+from client.torchserve import TorchServe
+
+LONGEST_WAIT_S = 60.0
+"""For an answer, however long the caller waits."""
+PASSED = ("authorization", "traceparent", "x-request-id", "x-top-k")
+"""Metadata of a call that become headers."""
+CODES = {
+    400: StatusCode.INVALID_ARGUMENT,
+    401: StatusCode.UNAUTHENTICATED,
+    403: StatusCode.PERMISSION_DENIED,
+    404: StatusCode.NOT_FOUND,
+    405: StatusCode.UNIMPLEMENTED,
+    408: StatusCode.DEADLINE_EXCEEDED,
+    413: StatusCode.INVALID_ARGUMENT,
+    415: StatusCode.INVALID_ARGUMENT,
+    422: StatusCode.INVALID_ARGUMENT,
+    429: StatusCode.RESOURCE_EXHAUSTED,
+    501: StatusCode.UNIMPLEMENTED,
+    502: StatusCode.UNAVAILABLE,
+    503: StatusCode.UNAVAILABLE,
+    504: StatusCode.DEADLINE_EXCEEDED,
+}
+"""By HTTP status; any other is INTERNAL."""
+_MOST_CHARACTERS = 500
+
+
+class Refused(Exception):
+    """Why a call gets no answer: its status, and a message for its caller."""
+
+    def __init__(self, code: StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Upstream:
+    """One HTTP server; many threads may share it.
+
+    Args:
+        server: its address and its certificates count, its tokens do not.
+        connections: most that stay open.
+
+    Raises:
+        NoAddress: its URL is none.
+    """
+
+    def __init__(self, server: TorchServe, connections: int) -> None:
+        if urlsplit(server.url).scheme not in ("http", "https"):
+            raise NoAddress(server.url)
+        self._url = server.url
+        self._session = direct_session(server.certificate_authority)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
+
+    def ask(
+        self,
+        context: grpc.ServicerContext,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> requests.Response:
+        """The answer, whatever its status.
+
+        Args:
+            context: of the call, whose deadline and metadata are passed on.
+
+        Raises:
+            Refused: there is none.
+        """
+        wait_s = max(0.001, min(context.time_remaining(), LONGEST_WAIT_S))
+        given = {name: value for name, value in context.invocation_metadata() if name in PASSED}
+        # A worker refuses what it could only answer later. An edge replaces this X-Request-Start by its own.
+        waits = {"X-Envoy-Expected-Rq-Timeout-Ms": f"{1000 * wait_s:.0f}", "X-Request-Start": f"t={time.time():.3f}"}
+        headers = {**given, **waits, **(headers or {})}
+        try:
+            return self._session.request(
+                method, self._url + path, data=body, headers=headers, timeout=wait_s, allow_redirects=False
+            )
+        except InvalidHeader:
+            raise Refused(StatusCode.INVALID_ARGUMENT, "the metadata of the call cannot be HTTP headers") from None
+        except requests.Timeout:
+            raise Refused(StatusCode.DEADLINE_EXCEEDED, f"no answer within {wait_s:.3g} s") from None
+        except requests.RequestException as error:
+            message = f"the server behind the door does not answer ({type(error).__name__})"
+            raise Refused(StatusCode.UNAVAILABLE, message) from None
+
+    def document(self, context: grpc.ServicerContext, *arguments: Any) -> Any:
+        """The JSON of a good answer; takes what `ask` takes.
+
+        Raises:
+            Refused: it is none.
+        """
+        response = self.ask(context, *arguments)
+        if response.status_code != 200:
+            raise refusal(response)
+        return document(response)
+
+
+def document(response: requests.Response) -> Any:
+    """Raises:
+    Refused: it is no JSON.
+    """
+    try:
+        return response.json()
+    except ValueError:
+        raise Refused(StatusCode.INTERNAL, "the server behind the door sends no JSON") from None
+
+
+def refusal(response: requests.Response) -> Refused:
+    """Of an answer that is none: an error in TorchServe's form, `{"code", "type", "message"}`, or in another."""
+    try:
+        said = response.json()
+        kind, message = str(said["type"]), str(said["message"])
+    except (ValueError, LookupError, TypeError):
+        kind, message = response.reason or "", "the server gives no reason"
+    code = CODES.get(response.status_code, StatusCode.INTERNAL)
+    if is_refused(response.status_code, response.content):
+        code = StatusCode.UNAUTHENTICATED
+    elif kind == "ResourceNotFoundException":  # the server has no such path
+        code = StatusCode.UNIMPLEMENTED
+    return Refused(code, f"{response.status_code} {kind}: {message}"[:_MOST_CHARACTERS])
