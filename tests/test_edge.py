@@ -369,14 +369,17 @@ def test_tokens_are_renewed_in_time(edge: RunningEdge, machines: dict[str, Machi
 def test_scaling_the_only_server_fails_no_request(
     edge: RunningEdge, machines: dict[str, Machine], digit: bytes
 ) -> None:
-    """While its second worker loads it stays in service with the first."""
+    """While its second worker loads, which takes until its file is there, it stays in service with the first."""
     client = machines["a"].running.client()
+    [weights] = processes.temp_dir(machines["a"].run_dir).rglob("model.pt")
     edge.change_servers(b=True, c=True)
     try:
         wait_for(lambda: edge.in_service() == {"a"}, "a alone is in service")
         with load(edge, digit) as result:
+            hidden = weights.rename(weights.with_suffix(".hidden"))
             client.scale(MODEL, 2, wait=False)
             wait_for(lambda: f"a: in service: {MODEL}: 1 of 2 workers ready" in edge.said, "the edge sees it scaled")
+            hidden.rename(weights)
             wait_for(lambda: client.ready_workers(MODEL) == 2, "a has two workers")
         assert result.failed == {}
     finally:

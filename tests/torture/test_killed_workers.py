@@ -31,8 +31,9 @@ EVERY_S = 5.0
 HANDED_OVER_S = 1.0
 """After so long each of two workers that are stopped has been handed a whole batch."""
 BEYOND_LOADING_S = 1.0
+"""TorchServe waits as long before it starts another worker."""
 # Three kills are few on a machine that may do other things as well.
-TIMES_LOADING, FULL_SPEED_SHARE = (1, 0.9) if IS_LONG else (2, 0.5)
+TIMES_LOADING, FULL_SPEED_SHARE = (1, 0.9) if IS_LONG else (4, 0.5)
 REPLACED_WITHIN_S = 120.0
 
 Ends = list[tuple[float, str]]
