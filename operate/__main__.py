@@ -31,7 +31,7 @@ app.command(epilog="Example: python -m operate rollout lenet5-digits lenet5-digi
 app.command(epilog="Example: python -m operate tune lenet5-digits --p99-ms 50 --write runs/lenet5-digits")(tune)
 app.command(epilog="Example: python -m operate load lenet5-digits --images runs/lenet5-digits/golden")(load)
 app.command(epilog="Example: python -m operate slow . edge --minutes 10")(slow)
-app.command(epilog="Example: python -m operate grpc --port 8001")(grpc)
+app.command(epilog="Example: python -m operate grpc --host 0.0.0.0 --tls-cert edge.pem --tls-key edge.key")(grpc)
 
 
 @app.command(epilog="Example: python -m operate edge edge")

@@ -18,7 +18,10 @@ from tests.listening import Quiet, key_file, listening
 APPS = {"client": client_app, "operate": operate_app}
 DOCUMENTS = [(ROOT / "docs" / page).read_text() for page in ("requests.md", "edge.md", "monitoring.md")]
 HELP = [command.epilog or "" for app in APPS.values() for command in app.registered_commands]
-EXAMPLES = re.findall(r"^(?:Example: )?python -m (client|operate) (.+)$", "\n".join([*DOCUMENTS, *HELP]), re.MULTILINE)
+EXAMPLES = re.findall(
+    r"^(?:Example: )?python -m (client|operate) (?!grpc$)(.+)$", "\n".join([*DOCUMENTS, *HELP]), re.MULTILINE
+)
+"""All but the one that needs nothing to serve."""
 
 
 class Described(Quiet):
