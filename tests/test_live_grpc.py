@@ -11,10 +11,10 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from archive import java_libraries
 from client.torchserve import TorchServe
+from operate.grpc_door.messages import classes
 from server import processes
 from server.launch import RunningServer
 from tests.conftest import MODEL
@@ -24,7 +24,6 @@ _INFERENCE = "org.pytorch.serve.grpc.inference"
 _OPEN_INFERENCE = "org.pytorch.serve.grpc.openinference"
 _STANDARD = "inference"
 """The package of the Open Inference Protocol, which clients of Triton and KServe ask."""
-_KINDS = {"string": 9, "bytes": 12, "int64": 3, "uint32": 13, "float": 2, "bool": 8}
 
 _TENSOR = {"name": (1, "string"), "datatype": (2, "string"), "shape": (3, "*int64"), "contents": (5, "Contents")}
 # As the protos in TorchServe's jar say it, as far as it is used; `*` is repeated.
@@ -51,27 +50,7 @@ _MESSAGES: dict[str, dict[str, dict[str, tuple[int, str]]]] = {
         },
     },
 }  # fmt: skip
-
-
-def _classes() -> dict[str, Any]:
-    """Message name → class. TorchServe's package ships none; a map is sent as its entries are."""
-    pool, classes = descriptor_pool.DescriptorPool(), {}
-    for package, messages in _MESSAGES.items():
-        file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
-        for message, fields in messages.items():
-            described = file.message_type.add(name=message)
-            for field, (number, kind) in fields.items():
-                label, name = (3 if kind.startswith("*") else 1), kind.lstrip("*")
-                added = described.field.add(name=field, number=number, label=label, type=_KINDS.get(name, 11))
-                if name not in _KINDS:
-                    added.type_name = f".{package}.{name}"
-        pool.Add(file)
-        for message in messages:
-            classes[message] = message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{message}"))
-    return classes
-
-
-CLASSES = _classes()
+CLASSES = {name: made for package in _MESSAGES for name, made in classes(package, _MESSAGES[package]).items()}
 
 
 def call(

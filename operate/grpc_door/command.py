@@ -12,6 +12,7 @@ import typer
 
 from client.command_line import server_of
 from operate.errors import DoorUnusable
+from server.keys import KEYS
 from system import signals
 from system.addresses import is_loopback
 from system.command_line import reports_errors
@@ -19,8 +20,8 @@ from system.command_line import reports_errors
 if TYPE_CHECKING:
     from grpc import ServerCredentials
 
-MAX_BYTES = 6_553_500
-"""`max_request_size` of config/config.*.properties, and the edge's limit."""
+MAX_BYTES = int(KEYS["max_request_size"].default or 0)
+"""Also in config/config.*.properties, and the edge's limit."""
 
 
 @reports_errors

@@ -53,35 +53,39 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "outputs": (5, "*InferOutputTensor"), "raw_output_contents": (6, "*bytes"),
     },
 }  # fmt: skip
-"""Message → field → number and type, `*` before those that repeat."""
 
 
 class InvalidMessage(Exception):
     """A request that cannot be passed on; the message is written for the client who sent it."""
 
 
-def _classes() -> dict[str, Any]:
-    """Message → class, in a pool of its own: a client in the same process may have Triton's."""
+def classes(package: str, messages: Mapping[str, Mapping[str, tuple[int, str]]]) -> dict[str, Any]:
+    """Message → class, in a pool of its own: a client in the same process may have Triton's.
+
+    Args:
+        messages: message → field → number and type: a scalar's or one of these messages, with `*` before it if it
+            repeats.
+    """
     described = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="open_inference.proto", package=PACKAGE, syntax="proto3")
-    for message, fields in _MESSAGES.items():
+    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
+    for message, fields in messages.items():
         added = file.message_type.add(name=message)
         for name, (number, kind) in fields.items():
             label = described.LABEL_REPEATED if kind.startswith("*") else described.LABEL_OPTIONAL
             field = added.field.add(name=name, number=number, label=label)
-            if (kind := kind.lstrip("*")) in _MESSAGES:
-                field.type, field.type_name = described.TYPE_MESSAGE, f".{PACKAGE}.{kind}"
+            if (kind := kind.lstrip("*")) in messages:
+                field.type, field.type_name = described.TYPE_MESSAGE, f".{package}.{kind}"
             else:
                 field.type = getattr(described, f"TYPE_{kind.upper()}")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {
-        message: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{message}"))
-        for message in _MESSAGES
+        message: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{message}"))
+        for message in messages
     }
 
 
-CLASSES = _classes()
+CLASSES = classes(PACKAGE, _MESSAGES)
 
 
 def http_request(request: Any) -> tuple[bytes, int]:
