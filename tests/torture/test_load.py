@@ -35,7 +35,10 @@ def peak(server: RunningServer, image: bytes) -> float:
 
 
 class Memory:
-    """What each worker of a server has for itself, looked at once a second."""
+    """The anonymous memory of each worker, looked at once a second.
+
+    It counts pages that a worker shares with the process it was forked from, so writing to one is no growth.
+    """
 
     def __init__(self, server: RunningServer) -> None:
         self.workers = processes.workers(server.key_file.parent)
@@ -47,7 +50,8 @@ class Memory:
         if now >= self._next:
             self._next = now + 1
             for worker in self.workers:
-                self.samples[worker].append((now, worker.memory_full_info().uss))
+                size = worker.memory_info()
+                self.samples[worker].append((now, size.rss - size.shared))
 
     def growth(self) -> float:
         """Of the worker that grew most, after a warm-up: the share by which its memory rose along a robust line."""
