@@ -53,9 +53,9 @@ def main(
 ) -> None:
     """Start and stop TorchServe on this machine."""
     os.chdir(directory)
-    key = os.environ.get(PUBLIC_KEY_VARIABLE, "").strip()
-    if key:
-        os.environ[PUBLIC_KEY_VARIABLE] = str(Path(key).resolve())  # the server's directory is another one
+    for variable in (PUBLIC_KEY_VARIABLE, "JAVA_HOME"):
+        if path := os.environ.get(variable, "").strip():
+            os.environ[variable] = str(Path(path).absolute())  # the server's directory is another one
 
 
 @app.command(epilog="Example: python -m server start cpu --port 9080 --run-dir /tmp/second")

