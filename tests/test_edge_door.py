@@ -59,6 +59,7 @@ def test_a_platform_is_answered(
         (Platform.vertex, ["m"], {}, "AIP_HEALTH_ROUTE=: expected a path"),
         (Platform.vertex, ["m"], {**VERTEX, "AIP_PREDICT_ROUTE": '/a";'}, "AIP_PREDICT_ROUTE="),
         (Platform.vertex, ["m"], {**VERTEX, "AIP_HTTP_PORT": "80 ssl"}, "AIP_HTTP_PORT=80 ssl: expected a port"),
+        (Platform.vertex, ["m"], {**VERTEX, "AIP_HEALTH_ROUTE": VERTEX["AIP_PREDICT_ROUTE"]}, "expected two paths"),
         (Platform.sagemaker, ["m", "n"], {}, "serves one model, and servers.yaml lists 2"),
     ],
 )

@@ -236,7 +236,7 @@ def test_the_documented_lines_let_a_key_in_and_write_down_who_asks(tmp_path: Pat
         log = folder / "logs" / "access.log"
         wait_for(lambda: len(log.read_text().splitlines()) == 2, "both are written down")
         written = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [(line["client"], line["status"]) for line in written] == [("me", 503), ("", 401)]
+    assert {(line["client"], line["status"]) for line in written} == {("me", 503), ("", 401)}
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ def configuration(platform: Platform, models: Collection[str], environment: Mapp
         expected = r"[1-9]\d{0,4}" if what == "port" else _PATH
         if not re.fullmatch(expected, said[what]):
             raise ClientError(f"{variable}={said[what]}: expected a {'port' if what == 'port' else 'path'}")
+    if said["health"] == said["predict"]:
+        raise ClientError(f"AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE are both {said['predict']}: expected two paths")
     port, [model] = said["port"], models
     here = f"if ($server_port != {port}) {{ return 404; }}"
     return f"""listen {port};

@@ -1,4 +1,4 @@
-"""A TorchServe behind the edge keeps the contract, and so does the edge's door for a platform."""
+"""A TorchServe behind the edge keeps the contract, and so do the edge's doors for platforms."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ def edge(torchserve: RunningServer, tmp_path_factory: pytest.TempPathFactory) ->
     environment = {"SAGEMAKER_BIND_TO_PORT": str(port + 2)}
     with running(folder, port, "--door", "sagemaker", environment=environment) as edge:
         yield edge
+
+
+@pytest.fixture(scope="module")
+def of_vertex(torchserve: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of another edge's door."""
+    port = free_ports()
+    folder = make_folder(tmp_path_factory.mktemp("vertex") / "edge", port, behind({"a": torchserve}))
+    environment = {"AIP_HTTP_PORT": str(port + 2), "AIP_HEALTH_ROUTE": "/health", "AIP_PREDICT_ROUTE": "/invocations"}
+    with running(folder, port, "--door", "vertex", environment=environment):
+        yield f"http://127.0.0.1:{port + 2}"
 
 
 class TestBehindTheEdge(Contract):
@@ -51,3 +61,9 @@ class TestBehindADoor(Contract):
     def engine(self, edge: RunningEdge) -> Engine:
         host, port = edge.url.rsplit(":", 1)
         return Door(f"{host}:{int(port) + 2}", "", 401, (415, "UnsupportedMediaTypeException"))
+
+
+class TestBehindADoorForVertex(TestBehindADoor):
+    @pytest.fixture
+    def engine(self, of_vertex: str) -> Engine:
+        return Door(of_vertex, "", 401, (415, "UnsupportedMediaTypeException"))
