@@ -33,6 +33,7 @@ import yaml
 from ray import serve
 from ray.util import metrics
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -153,11 +154,18 @@ async def parameters_of(http: HttpRequest) -> fields.Parameters:
         return message
 
     bounded = HttpRequest(http.scope, receive)
+    try:
+        return await fields_of(bounded)
+    except MultiPartException as broken:
+        raise HTTPException(400, f"the form cannot be read: {broken.message}") from None
+
+
+async def fields_of(http: HttpRequest) -> fields.Parameters:
     found: list[tuple[str, Any]] = list(http.query_params.multi_items())
     if http.headers.get("content-type", "").lower().startswith(("multipart/form-data", "application/x-www-form-url")):
-        async with bounded.form() as form:
+        async with http.form() as form:
             found += [(name, part if isinstance(part, str) else await part.read()) for name, part in form.multi_items()]
-    elif body := await bounded.body():
+    elif body := await http.body():
         found.append((fields.RAW_BODY, body))
     return [
         {"name": name, "value": value, "contentType": None if isinstance(value, str) else "application/octet-stream"}

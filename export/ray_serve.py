@@ -19,6 +19,7 @@ _APP = Path(__file__).with_name("ray_app.py")
 _METRICS = Path(__file__).parents[1] / "config" / "metrics.yaml"
 _KEY_FILE = "key_file.json"
 _PORT = 8080
+_HEAD = "# Read by app.py; tried with `serve deploy` on a cluster of one machine, not of several.\n"
 _REQUIREMENTS = """\
 captum
 numpy
@@ -56,7 +57,7 @@ def write(known: FinishedRun, folder: Path, name: str, version: str, earlier: Pa
         if (earlier / _KEY_FILE).exists():
             shutil.copy2(earlier / _KEY_FILE, folder)
     document["applications"][0]["args"] = {"name": name, "version": version}
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(_HEAD + yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
 def config(recipe: ServedRecipe, name: str) -> dict[str, Any]:

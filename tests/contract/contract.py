@@ -10,6 +10,7 @@ import io
 import json
 import re
 import time
+from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -184,6 +185,20 @@ class Contract:
         assert (second.keys(), second["code"]) == ({"code", "type", "message"}, 415)
         assert engine.good(PREDICT, files={"any": image}, data={"note": "hi"}) == about(expected)
 
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"no form", b"--x\r\n",
+            b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\nno end',
+            b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n\r\n' * 1100 + b"--x--\r\n",
+        ],
+        ids=["text", "a boundary", "cut off", "many files"],
+    )  # fmt: skip
+    def test_a_form_that_is_none_is_the_clients_mistake(self, engine: Engine, body: bytes) -> None:
+        """Broken, or with more files than any request."""
+        answer = engine.post(PREDICT, body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+        assert answer.status_code in (400, 415), answer.text
+
     def test_more_images_than_allowed(self, engine: Engine, image: bytes) -> None:
         """64 are answered, 65 refused."""
         assert len(engine.good(V1, json=v1(*[image] * 64))["predictions"]) == 64
@@ -196,6 +211,13 @@ class Contract:
         assert first == third == about(expected)
         assert second["code"] == 415
         engine.refused(415, "UnsupportedImage", V1, json=v1(b"no image", key=key))
+
+    def test_base64_of_every_kind(self, engine: Engine, image: bytes, expected: Answer) -> None:
+        """As a data URL, in lines, and in the alphabet of URLs without padding."""
+        url = urlsafe_b64encode(image).decode().rstrip("=")
+        lines = "\n".join(b64(image)[start : start + 76] for start in range(0, len(b64(image)), 76))
+        instances = [{"b64": text} for text in (f"data:image/png;base64,{b64(image)}", lines, url)]
+        assert engine.good(V1, json={"instances": instances})["predictions"] == [about(expected)] * 3
 
     def test_open_inference_v2(self, engine: Engine, image: bytes, expected: Answer) -> None:
         """Labels and probabilities of each image as two tensors, and the request's id; one bad image refuses all."""

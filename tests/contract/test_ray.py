@@ -28,7 +28,7 @@ from server import processes
 from tests.commands import invoke
 from tests.conftest import MODEL, free_ports, run_module, wait_for
 from tests.conftest import started as torchserve_in
-from tests.contract.contract import V2, Engine, WholeContract, about, check_marks, of_v2, v2
+from tests.contract.contract import V2, Engine, WholeContract, about, at_once, check_marks, of_v2, v2
 from tests.edges import behind, load, make_folder, running
 from tests.open_inference import answers_of, call, door_before, infer_request
 
@@ -40,6 +40,10 @@ STARTS_WITHIN_S = 180.0
 UP = re.compile(r"^http://127", re.MULTILINE)
 BUSY = re.compile("timed out during startup|not available after")
 """Ray gives up a start after 30 s, and its proxies after 60, which a busy machine needs."""
+
+
+FOLLOWS_WITHIN_S = 60.0
+"""The number of replicas the load."""
 
 
 @dataclass
@@ -94,9 +98,9 @@ def start(application: Path) -> RunningRay:
 
 @pytest.fixture(scope="module")
 def marked_run(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run, with marks on its answers."""
+    """The run, with marks on its answers, for two replicas."""
     folder = Path(shutil.copytree(run, tmp_path_factory.mktemp("marked") / MODEL))
-    serving.change(folder, accept={"error_rate": 0.001})
+    serving.change(folder, accept={"error_rate": 0.001}, workers=2)
     return folder
 
 
@@ -137,6 +141,39 @@ def test_standard_grpc_clients(ray: RunningRay, run: Path) -> None:
         with pytest.raises(grpc.RpcError) as refusal:
             call(door, "ModelInfer", infer_request(image), "wrong")
         assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_replicas_share_the_requests(ray: RunningRay) -> None:
+    """As many as the recipe wants workers; each says who it is."""
+    assert len(replicas(ray.engine)) == 2
+
+
+def replicas(engine: Engine) -> set[str]:
+    """Those that answer a number of requests."""
+    described = [engine.ask("GET", f"/models/{MODEL}").json() for _ in range(40)]
+    return {each[0]["workers"][0]["id"] for each in described}
+
+
+def test_replicas_follow_the_load(run: Path, tmp_path: Path) -> None:
+    """Without `serving.workers` a second one comes under load, and no request fails. Ray waits half a minute before it
+    adds one, unless it is told otherwise."""
+    own = Path(shutil.copytree(run, tmp_path / MODEL))
+    serving.change(own, workers=None, batch_size=1)
+    application = export(own, tmp_path / "homes")
+    config = yaml.safe_load((application / "serve.yaml").read_text())
+    scaling = config["applications"][0]["deployments"][0]["autoscaling_config"]
+    scaling.update(upscale_delay_s=1, metrics_interval_s=1, look_back_period_s=2, max_replicas=2)
+    (application / "serve.yaml").write_text(yaml.safe_dump(config))
+    image = next((run / "golden").glob("*.png")).read_bytes()
+    with started(application, free_ports()) as ray:
+        assert len(replicas(ray.engine)) == 1
+
+        def asked() -> set[str]:
+            statuses = at_once([lambda: ray.engine.post(f"/predictions/{MODEL}", image).status_code] * 100)
+            assert set(statuses) == {200}
+            return replicas(ray.engine)
+
+        wait_for(lambda: len(asked()) == 2, "a second replica", FOLLOWS_WITHIN_S)
 
 
 def test_the_clients_commands(ray: RunningRay, run: Path, tmp_path: Path) -> None:
