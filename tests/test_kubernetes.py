@@ -74,6 +74,14 @@ def made_by_keda(scaled: Manifest) -> Manifest:
     return {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": metadata, "spec": made}
 
 
+def test_every_file_says_what_was_proved() -> None:
+    """In its first line, by the name of the tests that did."""
+    for path in KUBERNETES.rglob("*.yaml"):
+        tests = "tests/test_kubernetes_train.py" if path.parent.name == "train" else "tests/test_kubernetes.py"
+        said = f"# Checked by {tests}, never applied to a cluster: docs/containers.md says what was proved.\n"
+        assert path.read_text().startswith(said), path
+
+
 @pytest.mark.parametrize("name", BUILT)
 def test_manifests_are_kubernetes_own(name: str, tmp_path: Path) -> None:
     """Each overlay is built and passes strict validation."""
