@@ -6,6 +6,7 @@ CycloneDX `vulnerabilities` (VEX), so that a scanner does not report what cannot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from archive import java_libraries, strict_yaml
 
 _FILE = Path(__file__).with_name("advisories.yaml")
 _TORCHSERVE = "torchserve"
+_SUFFIX = re.compile(r"\.Final|-android")
 _STATES: dict[str, dict[str, Any]] = {
     "nowhere": {"state": "not_affected", "justification": "code_not_reachable"},
     "this machine": {"state": "not_affected", "justification": "protected_at_perimeter"},
@@ -68,8 +70,7 @@ def findings(row: Row, libraries: list[java_libraries.Library]) -> Iterator[Find
             else [
                 (library.purl, library.version)
                 for library in libraries
-                if name == f"{library.group}:{library.name}"
-                and ("grpc" if library.source == java_libraries.IN_GRPC else "own") in row.where
+                if name == f"{library.group}:{library.name}" and ("grpc" if library.is_of_grpc else "own") in row.where
             ]
         )
         for advisory, versions in advisories.items():
@@ -78,9 +79,9 @@ def findings(row: Row, libraries: list[java_libraries.Library]) -> Iterator[Find
 
 
 def _is_within(installed: str, versions: str) -> bool:
-    """Whether a version, which may end in `.Final`, is one of `>=1.3 <1.26.0`."""
-    plain = versions.replace(".Final", "").replace(" ", ",")
-    return Version(installed.removesuffix(".Final")) in SpecifierSet(plain)
+    """Whether a version, which may end in `.Final` or `-android`, is one of `>=1.3 <1.26.0`."""
+    plain = _SUFFIX.sub("", versions).replace(" ", ",")
+    return Version(_SUFFIX.sub("", installed)) in SpecifierSet(plain)
 
 
 def vulnerabilities(libraries: list[java_libraries.Library]) -> list[dict[str, Any]]:
@@ -107,7 +108,7 @@ def vulnerabilities(libraries: list[java_libraries.Library]) -> list[dict[str, A
 
 
 def table(libraries: list[java_libraries.Library]) -> str:
-    """What docs/security.md shows, in Markdown, with the libraries about which no advisory is known."""
+    """What docs/security.md shows, in Markdown, with the libraries that no advisory of a row affects."""
     rows = [
         "| what, in which library | reachable from | why, and which test shows it | what remains |",
         "|---|---|---|---|",
@@ -121,8 +122,12 @@ def table(libraries: list[java_libraries.Library]) -> str:
             test = " (`pytest tests/test_advisories.py -k load`)"
         rows.append(f"| {what} | {row.reachable} | {row.why}{test} | {row.remains} |")
     named = {finding.purl for row in read() for finding in findings(row, libraries) if finding.is_affected}
-    clean = sorted(f"{each.name} {each.version}" for each in libraries if each.purl not in named)
-    return "\n".join([*rows, "", f"No advisory is known about: {', '.join(clean)}.", ""])
+    releases: dict[tuple[str, str | None], list[str]] = {}
+    for each in libraries:
+        if each.purl not in named:
+            releases.setdefault((each.group, each.version), []).append(each.name)
+    clean = sorted(f"{', '.join(names)} {version}" for (_, version), names in releases.items())
+    return "\n".join([*rows, "", f"No advisory of these rows affects: {'; '.join(clean)}.", ""])
 
 
 def _short(library: str) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 import zipfile
 from functools import cache
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -75,6 +76,14 @@ def test_a_row_about_another_version_is_seen() -> None:
         assert [finding for finding in advisories.findings(changed, LIBRARIES) if finding.is_affected] == []
 
 
+@pytest.mark.parametrize(("installed", "is_affected"), [("31.1-android", True), ("32.0.0-android", False)])
+def test_versions_for_android_are_compared(installed: str, is_affected: bool) -> None:
+    """As Guava's are named."""
+    guava = java_libraries.Library("com.google.guava", "guava", installed, "jar")
+    row = ROWS["temporary files that others may read, by Guava"]
+    assert {finding.is_affected for finding in advisories.findings(row, [guava])} == {is_affected}
+
+
 @pytest.mark.parametrize("what", [what for what, row in ROWS.items() if row.classes])
 def test_what_is_called_unreachable_cannot_be_loaded(what: str) -> None:
     """No chain of class names leads there from TorchServe's own classes."""
@@ -110,6 +119,27 @@ def test_an_advisory_of_both_nettys_is_judged_in_both(where: str) -> None:
     assert needed <= judged
 
 
+def silent_about_metrics(told: list[dict[str, Any]]) -> set[str]:
+    """The advisories of the HTTP codec that only this machine reaches, and that do not name the metrics' port."""
+    purl = "pkg:maven/io.netty/netty-codec-http@4.1.53.Final"
+    return {
+        entry["id"]
+        for entry in told
+        if {"ref": purl} in entry["affects"]
+        and entry["analysis"].get("justification") == "protected_at_perimeter"
+        and "8082" not in entry["analysis"]["detail"]
+    }
+
+
+def test_rows_say_what_the_metrics_of_the_image_are_open_to() -> None:
+    """There they listen on every address, with the codec of the other ports: the table and scanners are told."""
+    assert "http://0.0.0.0:8082" in (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
+    told = advisories.vulnerabilities(LIBRARIES)
+    assert silent_about_metrics(told) == set()
+    forgotten = json.loads(json.dumps(told).replace("8082", ""))
+    assert {"CVE-2021-43797", "CVE-2026-93491"} <= silent_about_metrics(forgotten)
+
+
 def test_the_page_shows_the_data() -> None:
     """Written by `python -m tests.write_commands`."""
     assert PAGES["docs/security.md"] == write_commands.security_page(), "python -m tests.write_commands writes it anew"
@@ -122,6 +152,9 @@ def test_scanners_are_told() -> None:
     assert {each["ref"] for entry in told for each in entry["affects"]} <= refs
     states = {entry["id"]: entry["analysis"]["state"] for entry in told}
     assert states["CVE-2023-43654"] == "resolved" and states["CVE-2026-42586"] == "not_affected"
+    assert states["CVE-2021-44228"] == states["CVE-2022-1471"] == "resolved"
+    refs = {each["ref"] for entry in told if entry["id"] == "CVE-2025-55163" for each in entry["affects"]}
+    assert "pkg:maven/io.grpc/grpc-netty-shaded@1.50.0" in refs
     assert json.dumps(told)
 
 
@@ -137,3 +170,8 @@ def test_no_address_may_be_registered() -> None:
     config = ServerConfig.read(CONFIG)
     assert not config.properties.is_true("enable_model_api")
     assert not re.match(config.value("allowed_urls"), "https://example.org/a.mar")
+
+
+def test_grpc_is_plain_text() -> None:
+    """So that it reads no TLS."""
+    assert not ServerConfig.read(CONFIG).properties.is_true("enable_grpc_ssl")
