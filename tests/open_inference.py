@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,8 +35,9 @@ def call(
     certificate: bytes | None = None,
     metadata: Sequence[tuple[str, str]] = (),
     timeout_s: float | None = 30,
+    compression: grpc.Compression | None = None,
 ) -> Any:
-    """The response; raises grpc.RpcError."""
+    """The response; raises grpc.RpcError. Bytes are sent as they are."""
     request = CLASSES[f"{method}Request"]() if request is None else request
     if token is not None:
         metadata = [*metadata, ("authorization", f"Bearer {token}")]
@@ -45,10 +48,49 @@ def call(
     with channel:
         ask = channel.unary_unary(
             f"/{SERVICE}/{method}",
-            request_serializer=lambda message: message.SerializeToString(),
+            request_serializer=lambda message: message if isinstance(message, bytes) else message.SerializeToString(),
             response_deserializer=CLASSES[f"{method}Response"].FromString,
         )
-        return ask(request, metadata=metadata, timeout=timeout_s)
+        return ask(request, metadata=metadata, timeout=timeout_s, compression=compression)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Of HTTP/2 (RFC 9113)."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def connected(address: str) -> socket.socket:
+    """HTTP/2 that says hello, and nothing that it is not made to say."""
+    host, port = address.split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0))
+    return connection
+
+
+def begin(connection: socket.socket, method: str, *more: tuple[bytes, bytes]) -> None:
+    """Send the headers of a call, and no message."""
+    fields = [
+        (b":method", b"POST"), (b":scheme", b"http"), (b":path", f"/{SERVICE}/{method}".encode()),
+        (b":authority", b"door"), (b"te", b"trailers"), (b"content-type", b"application/grpc"), *more,
+    ]  # fmt: skip
+    block = b"".join(b"\0" + b"".join(bytes([len(part)]) + part for part in field) for field in fields)
+    connection.sendall(frame(1, 4, 1, block))
+
+
+def send(connection: socket.socket, message: bytes, size: int | None = None) -> None:
+    """The message of the call that was begun, declared with its size or another one."""
+    size = len(message) if size is None else size
+    connection.sendall(frame(0, int(size == len(message)), 1, struct.pack(">BI", 0, size) + message))
+
+
+def status_of(connection: socket.socket) -> grpc.StatusCode:
+    """With which the call ends that was begun."""
+    said = b""
+    while not (found := re.search(rb"grpc-status(?:\x01(\d)|\x02(\d\d))", said)):
+        said += (more := connection.recv(65_536))
+        assert more, said
+    number = int(found[1] or found[2])
+    return next(code for code in grpc.StatusCode if code.value[0] == number)
 
 
 def tensor(datatype: str = "BYTES", shape: Sequence[int] = (1,), **contents: Any) -> Any:

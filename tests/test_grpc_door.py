@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -25,16 +28,31 @@ from grpc import StatusCode
 from client.errors import NoAddress
 from client.torchserve import TorchServe
 from handler.decoding import decode
+from operate.__main__ import app
+from operate.edge.nginx import Nginx
 from operate.errors import DoorUnusable
+from operate.grpc_door import door as door_module
+from operate.grpc_door import messages, upstream
 from operate.grpc_door.command import MAX_BYTES, credentials
-from operate.grpc_door.messages import CLASSES
+from operate.grpc_door.messages import CLASSES, MOST_ELEMENTS, InvalidMessage
 from operate.grpc_door.upstream import Upstream
 from server.launch import RunningServer
+from tests.commands import invoke
 from tests.conftest import MODEL, PATIENCE_S, ROOT, free_ports, run_module, signals_of_a_terminal, wait_for
 from tests.contract.contract import PIXELS, V2, about, of_v2, v2
-from tests.edges import KEY, behind, certificate_command, make_folder, running
+from tests.edges import KEY, behind, certificate_command, ended, make_folder, running
 from tests.listening import Quiet, listening
-from tests.open_inference import answers_of, call, door_before, infer_request, tensor
+from tests.open_inference import (
+    answers_of,
+    begin,
+    call,
+    connected,
+    door_before,
+    infer_request,
+    send,
+    status_of,
+    tensor,
+)
 from tests.pages import blocks
 
 TOKEN = "the caller's"
@@ -48,6 +66,8 @@ ANSWER = {
         {"name": "accepted", "datatype": "BOOL", "shape": [2], "data": [True, False]},
     ],
 }
+NO_ANSWER = (StatusCode.INTERNAL, "the server's answer is none of this protocol")
+TOO_MANY = MOST_ELEMENTS + 1
 NO_TRITON = "no tritonclient with gRPC: pip install 'tritonclient[grpc]'"
 
 
@@ -117,9 +137,21 @@ def door_command(url: str, *options: object) -> list[str]:
     return [sys.executable, "-m", "operate", "--url", url, "grpc", *map(str, options)]
 
 
+def wanted(name: str, *parameters: str) -> Any:
+    """A requested output."""
+    return CLASSES["InferRequestedOutputTensor"](name=name, parameters=[{"key": key} for key in parameters])
+
+
+def with_parameters(*parameters: str) -> Any:
+    """An input of one image."""
+    given = tensor(bytes_contents=[b"a"])
+    given.parameters.extend(CLASSES["ParametersEntry"](key=key) for key in parameters)
+    return given
+
+
 @contextmanager
-def door_process(url: str, *options: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The address of the command and its process, until it has ended in order and without a word."""
+def door_process(url: str, *options: object, status: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of the command and its process, until it has ended with this status and without a word."""
     with signals_of_a_terminal():
         process = subprocess.Popen(
             door_command(url, "--port", 0, *options), cwd=ROOT,
@@ -134,7 +166,7 @@ def door_process(url: str, *options: object) -> Iterator[tuple[str, subprocess.P
     finally:
         process.terminate()
         complaints = process.communicate(timeout=90)[1]
-    assert (process.returncode, complaints) == (0, "")
+    assert (process.returncode, complaints) == (status, "")
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -168,8 +200,7 @@ def test_a_version_top_k_and_single_outputs(door: str, token: str, client: Torch
     request = infer_request(digit, model_version="1.0")
     [answer] = answers_of(call(door, "ModelInfer", request, token, metadata=[("x-top-k", "2")]))
     assert answer == about(client.predict(MODEL, digit, top_k=2))
-    wanted = [CLASSES["InferRequestedOutputTensor"](name="probability")]
-    response = call(door, "ModelInfer", infer_request(digit, raw=True, outputs=wanted), token)
+    response = call(door, "ModelInfer", infer_request(digit, raw=True, outputs=[wanted("probability")]), token)
     assert [output.name for output in response.outputs] == ["probability"]
     assert np.frombuffer(response.raw_output_contents[0], "<f4")[0] == pytest.approx(max(answer.values()), abs=1e-5)
 
@@ -199,7 +230,15 @@ def test_a_bad_image_refuses_its_batch_as_over_http(
         ({"inputs": [tensor("UINT8", [1, 1, 32, 32], uint_contents=[256] * 1024)]}, "from 0 to 255"),
         ({"inputs": [tensor("UINT8", [1], uint_contents=[1])]}, '"inputs[0].shape" must be'),
         ({"id": "x" * 501}, '"id" has more than'),
-        ({"outputs": [CLASSES["InferRequestedOutputTensor"](name="logits")]}, "label, probability, found 'logits'"),
+        ({"outputs": [wanted("logits")]}, "label, probability, found 'logits'"),
+        ({"outputs": [wanted("label", "classification")]}, 'parameter "classification" of a tensor is not supported'),
+        ({"outputs": [wanted("label", "shared_memory_region")]}, 'parameter "shared_memory_region"'),
+        ({"inputs": [with_parameters("shared_memory_region")]}, 'parameter "shared_memory_region"'),
+        ({"inputs": [with_parameters(*["a"] * TOO_MANY)]}, f'"parameters" has {TOO_MANY} elements'),
+        ({"outputs": [wanted("label")] * TOO_MANY}, f'"outputs" has {TOO_MANY} elements, more than 1000'),
+        ({"inputs": [tensor(shape=[1] * TOO_MANY, bytes_contents=[b"a"])]}, f'"inputs[0].shape" has {TOO_MANY}'),
+        ({"inputs": [tensor(bytes_contents=[b""] * TOO_MANY)]}, f'"contents.bytes_contents" has {TOO_MANY}'),
+        ({"inputs": [tensor(bytes_contents=[b""] * MOST_ELEMENTS)]}, "65 images in one request are more than the 64"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
@@ -252,12 +291,18 @@ def test_server_and_model_tell_what_they_are(door: str, token: str) -> None:
     assert call(door, "ServerLive", token=token).live
     assert call(door, "ServerReady", token=token).ready
     server = call(door, "ServerMetadata", token=token)
-    assert (server.name, server.version.strip()) == ("Torchserve", "0.12.0")
+    assert (server.name, server.version) == ("Torchserve", "0.12.0")
     assert call(door, "ModelReady", CLASSES["ModelReadyRequest"](name=MODEL, version="1.0"), token).ready
     model = call(door, "ModelMetadata", CLASSES["ModelMetadataRequest"](name=MODEL), token)
     assert (model.name, list(model.versions)) == (MODEL, ["1.0"])
     assert [(each.name, each.datatype, list(each.shape)) for each in model.inputs] == [("image", "BYTES", [-1])]
     assert [each.name for each in model.outputs] == ["label", "probability"]
+
+
+def test_the_version_of_a_server_is_a_word() -> None:
+    """Without the line break of the file that it is read from."""
+    with listening(answering({"name": "Torchserve", "version": "0.12.0\n"})) as url, door_before(url) as door:
+        assert call(door, "ServerMetadata").version == "0.12.0"
 
 
 def test_a_large_message_is_refused(door: str, token: str) -> None:
@@ -284,13 +329,13 @@ def test_what_a_caller_says_is_passed_on(digit: bytes) -> None:
         response = call(door, "ModelInfer", infer_request(digit), TOKEN, metadata=metadata, timeout_s=20)
         call(door, "ModelInfer", infer_request(digit, model_version="2"), timeout_s=None)
     first, second = (request.headers for request in seen)
-    assert [request.path for request in seen] == [V2, f"/predictions/{MODEL}/2"]
+    assert [request.path for request in seen] == [f"/predictions/{MODEL}", f"/predictions/{MODEL}/2"]
     assert (first["authorization"], first["traceparent"], first["x-request-id"]) == (f"Bearer {TOKEN}", trace, "a-1")
     assert not {"describe", "x-retry"} & {name.lower() for name in first}
     assert "authorization" not in second
     waits_ms = [int(headers["x-envoy-expected-rq-timeout-ms"]) for headers in (first, second)]
     assert 0 < waits_ms[0] < 21_000  # gRPC rounds up what it sends
-    assert waits_ms[1] == 60_000
+    assert waits_ms[1] == 30_000
     assert re.fullmatch(r"t=\d{10,}\.\d{3}", first["x-request-start"])
     label, _, accepted = response.outputs
     assert [each.decode() for each in label.contents.bytes_contents] == ["ä", "1"]
@@ -325,7 +370,20 @@ def test_an_http_status_becomes_the_fitting_one(digit: bytes, status: int, code:
 
 
 def test_what_is_no_answer_of_such_a_server(digit: bytes) -> None:
-    """No path for it, a redirect, an error without a reason, and something that is no JSON."""
+    """No path for it, a redirect, an error without a reason, JSON of another form, and something that is no JSON."""
+    named = CLASSES["ModelReadyRequest"](name=MODEL)
+    other_handler = (StatusCode.UNIMPLEMENTED, "the model has another handler, which gRPC cannot ask here")
+    with listening(answering([])) as url, door_before(url) as door:
+        for method, request in (
+            ("ServerLive", None), ("ServerReady", None), ("ServerMetadata", None), ("ModelInfer", infer_request(digit)),
+        ):  # fmt: skip
+            assert refused(door, method, request) == NO_ANSWER
+        assert refused(door, "ModelReady", named) == other_handler
+        assert refused(door, "ModelMetadata", CLASSES["ModelMetadataRequest"](name=MODEL)) == other_handler
+    outputs = [{"name": "probability", "datatype": "FP32", "shape": [1, 1], "data": ["0.5"]}]
+    with listening(answering({**ANSWER, "outputs": outputs})) as url, door_before(url) as door:
+        for raw in (True, False):
+            assert refused(door, "ModelInfer", infer_request(digit, raw=raw)) == NO_ANSWER
     no_path = {"code": 404, "type": "ResourceNotFoundException", "message": "Requested resource is not found"}
     for status, document, expected in (
         (404, no_path, (StatusCode.UNIMPLEMENTED, "404 ResourceNotFoundException: Requested resource is not found")),
@@ -343,9 +401,20 @@ def test_what_is_no_answer_of_such_a_server(digit: bytes) -> None:
             self.wfile.write(b"<html>")
 
     with listening(Page) as url, door_before(url) as door:
-        assert refused(door, "ModelInfer", infer_request(digit)) == (
-            StatusCode.INTERNAL, "the server behind the door sends no JSON"
-        )  # fmt: skip
+        assert refused(door, "ModelInfer", infer_request(digit)) == NO_ANSWER
+
+    class Other(Page):
+        """A worker that describes its model in another way."""
+
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("x-model-name", MODEL)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+    with listening(Other) as url, door_before(url) as door:
+        assert refused(door, "ModelMetadata", CLASSES["ModelMetadataRequest"](name=MODEL)) == NO_ANSWER
 
 
 def test_nobody_behind_the_door(digit: bytes) -> None:
@@ -372,10 +441,178 @@ def test_calls_at_a_time_are_bounded_and_end_with_their_deadline(held: str, digi
         Held.released.set()
 
 
+def test_an_address_that_does_not_answer(digit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a connection is not even refused, nobody is there either."""
+    monkeypatch.setattr(upstream, "CONNECT_TIMEOUT_S", 0.2)
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(2):  # they wait to be accepted, and the system leaves the next one without an answer
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        with door_before(f"http://127.0.0.1:{listener.getsockname()[1]}") as door:
+            code, message = refused(door, "ModelInfer", infer_request(digit))
+            assert (code, message[-16:]) == (StatusCode.UNAVAILABLE, "(ConnectTimeout)")
+            assert not call(door, "ServerLive").live
+
+
+def test_a_slow_upload_is_no_slow_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may take longer for a large body than for a connection."""
+    monkeypatch.setattr(upstream, "CONNECT_TIMEOUT_S", 0.3)
+
+    class Slow(Quiet):
+        def do_POST(self) -> None:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            left = int(self.headers["Content-Length"])
+            while left:
+                left -= len(self.rfile.read(min(left, 300_000)))
+                time.sleep(0.05)
+            self.answer(ANSWER)
+
+    with listening(Slow) as url, door_before(url) as door:
+        assert call(door, "ModelInfer", infer_request(bytes(6_000_000))).outputs
+
+
+def test_an_answer_that_stops_is_late(digit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that does not begin."""
+    monkeypatch.setattr(upstream, "LONGEST_WAIT_S", 0.5)
+    released = threading.Event()
+
+    class Half(Quiet):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            released.wait(PATIENCE_S)
+
+    with listening(Half) as url, door_before(url) as door:
+        try:
+            found = refused(door, "ModelInfer", infer_request(digit), timeout_s=None)
+            assert found == (StatusCode.DEADLINE_EXCEEDED, "no answer within 0.5 s")
+        finally:
+            released.set()
+
+
+def test_no_caller_gets_the_cookies_of_another(digit: bytes) -> None:
+    """None that a server sets is sent again."""
+    seen = []
+
+    class Setting(Quiet):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append(self.headers["Cookie"])
+            self.send_response(200)
+            self.send_header("Set-Cookie", "who=me")
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+    with listening(Setting) as url, door_before(url) as door:
+        for _ in range(2):
+            refused(door, "ModelInfer", infer_request(digit))
+    assert seen == [None, None]
+
+
 def test_only_web_addresses_are_asked() -> None:
-    """Another scheme is refused at the start, not at each call."""
+    """Another scheme is refused at the start, not at each call. So are credentials, which are not repeated."""
     with pytest.raises(NoAddress, match="is no address of a server"):
         Upstream(TorchServe("ftp://127.0.0.1:21"), 1)
+    for url in ("http://me:secret@127.0.0.1:8080", "ftp://me:secret@127.0.0.1"):
+        with pytest.raises(DoorUnusable, match="--url has a user or password") as refusal:
+            Upstream(TorchServe(url), 1)
+        assert "secret" not in str(refusal.value)
+
+
+def test_what_is_no_message() -> None:
+    """A malformed one, and one that protobuf would refuse elsewhere, are the caller's mistakes."""
+    with door_before("http://127.0.0.1:1") as door:
+        for method in ("ModelInfer", "ServerLive"):
+            code, message = refused(door, method, b"\xff")
+            assert (code, message) == (StatusCode.INVALID_ARGUMENT, f"the message is no {method}Request")
+
+
+def test_one_message_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others wait until it is read, and what refuses it lets it go."""
+    with pytest.raises(InvalidMessage, match="one tensor, found 2") as refusal:
+        messages.read("ModelInfer", b"\x2a\0" * 2)  # two empty inputs
+    assert refusal.value.__context__ is None
+    held = [value for frame, _ in traceback.walk_tb(refusal.tb) for value in frame.f_locals.values()]
+    assert not [value for value in held if isinstance(value, CLASSES["ModelInferRequest"])]
+
+    inside: list[object] = []
+
+    def inference(request: Any) -> int:
+        inside.append(request)
+        time.sleep(0.05)
+        found = len(inside)
+        inside.remove(request)
+        return found
+
+    monkeypatch.setattr(messages, "_inference", inference)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(messages.read, ["ModelInfer"] * 4, [b""] * 4)) == {1}
+
+
+def test_a_compressed_message_is_refused(digit: bytes) -> None:
+    """Before it is unpacked, however small it would be."""
+    with door_before("http://127.0.0.1:1") as door:
+        for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+            code, message = refused(door, "ModelInfer", infer_request(digit), compression=compression)
+            assert code is StatusCode.UNIMPLEMENTED
+            assert "is disabled" in message
+
+
+def test_a_message_that_declares_4_gb_is_refused_at_once() -> None:
+    """By its five bytes, before any other comes."""
+    with door_before("http://127.0.0.1:1") as door, connected(door) as connection:
+        begin(connection, "ModelInfer")
+        send(connection, b"", 2**32 - 1)
+        assert status_of(connection) is StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_metadata_that_http_cannot_have() -> None:
+    """Is the caller's mistake: gRPC lets it pass."""
+    with door_before("http://127.0.0.1:1") as door, connected(door) as connection:
+        begin(connection, "ServerLive", (b"x-request-id", "日".encode()))
+        send(connection, b"")
+        assert status_of(connection) is StatusCode.INVALID_ARGUMENT
+
+
+def test_a_word_in_a_refusal_is_not_its_kind(door: str, token: str, digit: bytes) -> None:
+    """A caller who writes what TorchServe says of a wrong token does not get to hear that theirs is."""
+    metadata = [("x-top-k", "InvalidKeyException")]
+    code, message = refused(door, "ModelInfer", infer_request(digit), token=token, metadata=metadata)
+    assert code is StatusCode.INVALID_ARGUMENT
+    assert "InvalidKeyException" in message
+
+
+def test_a_client_that_is_gone_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that answers no ping loses its call, and its connection also without one."""
+    for name in ("grpc.keepalive_time_ms", "grpc.http2.ping_timeout_ms"):
+        monkeypatch.setitem(door_module.OPTIONS, name, door_module.OPTIONS[name] // 50)
+    with (
+        listening(answering({"live": True})) as url, door_before(url, most_calls=1) as door,
+        connected(door) as idle, ExitStack() as stack,
+    ):  # fmt: skip
+
+        def begun() -> bool:
+            begin(stack.enter_context(connected(door)), "ModelInfer")  # is refused while the question has the place
+            return is_full(door)
+
+        wait_for(begun, "a call has the only place")
+        wait_for(lambda: not is_full(door), "the place is free", 30)
+        while idle.recv(1000):  # the end, and before it the door's pings
+            pass
+        assert ended(idle)
+
+
+def test_a_message_is_at_most_what_grpc_can_count() -> None:
+    """More would be refused by gRPC, at the start and without a word of the option."""
+    said = invoke(app, "grpc", "--max-bytes", 2**31)
+    assert said.exit_code == 2
+    assert "2147483647" in said.output
 
 
 @pytest.mark.process
@@ -391,13 +628,35 @@ def test_a_stop_lets_calls_end(held: str, digit: bytes) -> None:
         assert process.wait(PATIENCE_S) == 0
 
 
+def is_full(door: str) -> bool:
+    """Whether other calls have every place."""
+    try:
+        return not call(door, "ServerLive").live
+    except grpc.RpcError as error:
+        assert error.code() is StatusCode.RESOURCE_EXHAUSTED
+        return True
+
+
 def refuses_connections(address: str) -> bool:
     host, port = address.split(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except ConnectionRefusedError:
+    except ConnectionError:  # reset where the door closes at this moment
         return True
     return False
+
+
+@pytest.mark.process
+def test_a_second_signal_stops_at_once(held: str, digit: bytes) -> None:
+    """The running call, for which the first one waits, is not answered."""
+    with door_process(held, status=1) as (door, process), ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(refused, door, "ModelInfer", infer_request(digit))
+        assert Held.asked.wait(PATIENCE_S)
+        process.terminate()
+        wait_for(lambda: refuses_connections(door), "the door is closed")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 1
+        assert begun.result(PATIENCE_S)[0] is StatusCode.UNAVAILABLE
 
 
 @pytest.mark.process
@@ -453,7 +712,7 @@ def test_without_the_door_standard_clients_are_not_served(
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx: install your system's package nginx")
 def test_before_an_edge(torchserve: RunningServer, client: TorchServe, digit: bytes, tmp_path: Path) -> None:
-    """By the edge's keys; readiness too, and no metadata of models, which it does not pass."""
+    """By the edge's keys; readiness and a version's share too, and no metadata of models, which it does not pass."""
     port = free_ports()
     folder = make_folder(tmp_path / "edge", port, behind({"a": torchserve}))
     with running(folder, port) as edge, door_before(edge.url) as door:
@@ -464,6 +723,14 @@ def test_before_an_edge(torchserve: RunningServer, client: TorchServe, digit: by
         assert refused(door, "ModelInfer", infer_request(digit), token="wrong")[0] is StatusCode.UNAUTHENTICATED
         code, message = refused(door, "ModelMetadata", CLASSES["ModelMetadataRequest"](name=MODEL), token=KEY)
         assert (code, message[:7]) == (StatusCode.UNIMPLEMENTED, "an edge")
+        with Nginx(folder).change():
+            (folder / "canary.conf").write_text(
+                f'map "" $canary_model {{ default "{MODEL}"; }}\n'
+                'map "" $canary_version { default "9.9"; }\n'
+                'map "" $copied_model { default ""; }\n'
+            )
+        assert refused(door, "ModelInfer", infer_request(digit), token=KEY)[0] is StatusCode.NOT_FOUND
+        assert call(door, "ModelInfer", infer_request(digit, model_version="1.0"), KEY).outputs
 
 
 def test_tritonclient(torchserve: RunningServer, door: str, token: str, client: TorchServe, digit: bytes) -> None:
@@ -490,6 +757,8 @@ def test_tritonclient(torchserve: RunningServer, door: str, token: str, client: 
             images.set_data_from_numpy(np.array([digit, b"no image"], dtype=object))
             asked.infer(MODEL, [images], headers=headers)
         assert refusal.value.status() == "StatusCode.INVALID_ARGUMENT"
+        with pytest.raises(utils.InferenceServerException, match='parameter "classification"'):
+            asked.infer(MODEL, [images], headers=headers, outputs=[triton.InferRequestedOutput("label", 3)])
     port = int(torchserve.inference_url.rpartition(":")[2]) + 3
     with closing(triton.InferenceServerClient(f"127.0.0.1:{port}")) as asked:
         with pytest.raises(utils.InferenceServerException) as refusal:

@@ -38,11 +38,11 @@ def grpc(
     most_calls: Annotated[
         int, typer.Option("--calls", min=1, max=1000, help="Most calls at a time; others get RESOURCE_EXHAUSTED.")
     ] = 64,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of one message.")] = MAX_BYTES,
+    max_bytes: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Most bytes of one message.")] = MAX_BYTES,
 ) -> None:
     """Answer tritonclient and KServe's gRPC clients (Open Inference Protocol) by asking the server at --url over HTTP.
 
-    Callers send their own token. SIGTERM and Ctrl-C stop it after the last answer.
+    Callers send their own token. SIGTERM and Ctrl-C stop it after the last answer; a second one, at once.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core would print lines beside the error
     from operate.grpc_door.door import Door, serving  # imports grpc and requests, which take time that --help saves
@@ -54,7 +54,12 @@ def grpc(
     if tls is None and not is_loopback(host):
         print("tokens and images travel unencrypted: --tls-cert and --tls-key turn TLS on", file=sys.stderr)
     stop = threading.Event()
-    signals.catch(lambda *_: stop.set())
+
+    def end(*_: object) -> None:
+        signals.catch(lambda *_: os._exit(1))  # threads that wait for an answer would keep an ordinary exit
+        stop.set()
+
+    signals.catch(end)
     with serving(door, host, port, tls, most_calls, max_bytes) as address:
         print(f"{address} asks {server.url}", flush=True)
         stop.wait()

@@ -5,11 +5,12 @@
 | call | HTTP |
 |---|---|
 | `ServerLive`, `ServerReady`, `ServerMetadata` | `GET /v2/health/live`, `GET /v2/health/ready`, `GET /v2` |
-| `ModelInfer` | `POST /v2/models/NAME/infer`; `/predictions/NAME/VERSION` for a version, which TorchServe's v2 lacks |
-| `ModelReady`, `ModelMetadata` | `POST /predictions/NAME` with the header `describe`, which a worker answers itself |
+| `ModelInfer` | `POST /predictions/NAME`, of which an edge gives a new version its share |
+| `ModelReady`, `ModelMetadata` | the same with the header `describe`, which a worker answers itself |
 
-So limits, refusals and metrics are those of the HTTP server. The door has no token: the caller's `authorization` is
-passed on as it is. If the door added one, everyone who reaches its port would get predictions.
+A version stands behind the name. Limits, refusals and metrics are those of the HTTP server. The door has no token: the
+caller's `authorization` is passed on as it is. If the door added one, everyone who reaches its port would get
+predictions.
 """
 
 from __future__ import annotations
@@ -26,9 +27,18 @@ from grpc import StatusCode
 
 from operate.errors import DoorUnusable
 from operate.grpc_door import messages
-from operate.grpc_door.messages import CLASSES, InvalidMessage
-from operate.grpc_door.upstream import LONGEST_WAIT_S, Refused, Upstream, document, refusal
+from operate.grpc_door.messages import CLASSES, Inference, InvalidMessage
+from operate.grpc_door.upstream import LONGEST_WAIT_S, Refused, Upstream, document, reading, refusal
 
+OPTIONS = {
+    "grpc.so_reuseport": 0,  # with it a second door could listen on the same port and get some of the connections
+    "grpc.compression_enabled_algorithms_bitset": 1,  # none: of 6 KB it would make 6 MB
+    # Ends what a client that is gone leaves behind: calls that hold one of the places, and connections.
+    "grpc.keepalive_time_ms": 30_000,
+    "grpc.http2.ping_timeout_ms": 10_000,  # keepalive_timeout_ms alone would leave it a minute
+    "grpc.keepalive_permit_without_calls": 1,
+}
+"""Of the server."""
 _NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
 """Of a model or version. Another one could lead to another path of the server."""
 
@@ -55,8 +65,7 @@ class Door:
         }
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
-                _refusing(method),
-                request_deserializer=CLASSES[f"{name}Request"].FromString,
+                _refusing(name, method),  # reads the message itself: gRPC would call a bad one an error of the server
                 response_serializer=CLASSES[f"{name}Response"].SerializeToString,
             )
             for name, method in methods.items()
@@ -65,15 +74,18 @@ class Door:
 
     def server_live(self, request: Any, context: grpc.ServicerContext) -> Any:
         said = _unless_away(lambda: self._upstream.document(context, "GET", "/v2/health/live"))
-        return CLASSES["ServerLiveResponse"](live=bool(said and said["live"]))
+        with reading():
+            return CLASSES["ServerLiveResponse"](live=said is not None and said["live"])
 
     def server_ready(self, request: Any, context: grpc.ServicerContext) -> Any:
         said = _unless_away(lambda: self._upstream.document(context, "GET", "/v2/health/ready"))
-        return CLASSES["ServerReadyResponse"](ready=bool(said and said["ready"]))
+        with reading():
+            return CLASSES["ServerReadyResponse"](ready=said is not None and said["ready"])
 
     def server_metadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         said = self._upstream.document(context, "GET", "/v2")
-        return CLASSES["ServerMetadataResponse"](name=said["name"], version=said["version"])
+        with reading():
+            return CLASSES["ServerMetadataResponse"](name=said["name"], version=said["version"].strip())
 
     def model_ready(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Whether a worker answers."""
@@ -85,24 +97,25 @@ class Door:
         answer = self._of_a_worker(request, context)
         if answer.status_code != 200:
             raise Refused(StatusCode.UNIMPLEMENTED, "an edge lets no model describe itself: ask one of its servers")
-        accept = document(answer)["handler"]["accept"]
-        outputs = [("label", "BYTES", [-1, -1]), ("probability", "FP32", [-1, -1])]
-        if accept["error_rate"] is not None or accept["known"] is not None:
-            outputs.append(("accepted", "BOOL", [-1]))
-        response = CLASSES["ModelMetadataResponse"](name=request.name, versions=[answer.headers["x-model-version"]])
-        response.inputs.add(name="image", datatype="BYTES", shape=[-1])
-        for name, datatype, shape in outputs:
-            response.outputs.add(name=name, datatype=datatype, shape=shape)
-        return response
+        said = document(answer)
+        with reading():
+            accept = said["handler"]["accept"]
+            outputs = [("label", "BYTES", [-1, -1]), ("probability", "FP32", [-1, -1])]
+            if accept["error_rate"] is not None or accept["known"] is not None:
+                outputs.append(("accepted", "BOOL", [-1]))
+            response = CLASSES["ModelMetadataResponse"](name=request.name, versions=[answer.headers["x-model-version"]])
+            response.inputs.add(name="image", datatype="BYTES", shape=[-1])
+            for name, datatype, shape in outputs:
+                response.outputs.add(name=name, datatype=datatype, shape=shape)
+            return response
 
-    def model_infer(self, request: Any, context: grpc.ServicerContext) -> Any:
-        name, version = request.model_name, request.model_version
-        path = _predictions(name, version) if version else f"/v2/models/{_checked(name)}/infer"
-        body, json_bytes = messages.http_request(request)
-        headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(json_bytes)}
-        said = self._upstream.document(context, "POST", path, body, headers)
-        requested = [output.name for output in request.outputs]
-        return messages.infer_response(said, requested, raw=bool(request.raw_input_contents))
+    def model_infer(self, request: Inference, context: grpc.ServicerContext) -> Any:
+        path = _predictions(request.model_name, request.model_version)
+        json_bytes = str(request.json_bytes)
+        headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": json_bytes}
+        said = self._upstream.document(context, "POST", path, request.body, headers)
+        with reading():
+            return messages.infer_response(said, request.outputs, request.raw)
 
     def _of_a_worker(self, request: Any, context: grpc.ServicerContext) -> requests.Response:
         """What a worker answers when it is asked to describe its model. An edge drops the header that asks for it: then
@@ -110,6 +123,8 @@ class Door:
         path = _predictions(request.name, request.version)
         answer = self._upstream.ask(context, "POST", path, b"", {"describe": "True"})
         if "x-model-name" not in answer.headers:
+            if answer.status_code == 200:
+                raise Refused(StatusCode.UNIMPLEMENTED, "the model has another handler, which gRPC cannot ask here")
             raise refusal(answer)
         return answer
 
@@ -133,8 +148,7 @@ def serving(
         DoorUnusable: it cannot listen there.
     """
     host = f"[{host}]" if ":" in host else host
-    # With reuse, a second door could listen on the same port, and each would get some of the connections.
-    options = [("grpc.max_receive_message_length", max_bytes), ("grpc.so_reuseport", 0)]
+    options = [("grpc.max_receive_message_length", max_bytes), *OPTIONS.items()]
     with ThreadPoolExecutor(most_calls, thread_name_prefix="call") as pool:
         server = grpc.server(pool, [door.handler()], options=options, maximum_concurrent_rpcs=most_calls)
         address = f"{host}:{port}"
@@ -149,12 +163,14 @@ def serving(
             server.stop(LONGEST_WAIT_S).wait()
 
 
-def _refusing(method: Callable[[Any, grpc.ServicerContext], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-    """The method, with its refusals as gRPC has them."""
+def _refusing(
+    name: str, method: Callable[[Any, grpc.ServicerContext], Any]
+) -> Callable[[bytes, grpc.ServicerContext], Any]:
+    """The method, given the message as it came; its refusals as gRPC has them."""
 
-    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+    def answer(message: bytes, context: grpc.ServicerContext) -> Any:
         try:
-            return method(request, context)
+            return method(messages.read(name, message), context)
         except Refused as refused:
             return context.abort(refused.code, str(refused))
         except InvalidMessage as invalid:

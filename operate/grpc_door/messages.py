@@ -2,23 +2,31 @@
 
 The classes are made at run time, so that no generated code has to fit the installed protobuf. Field numbers are those
 of KServe's `grpc_predict_v2.proto` and Triton's `grpc_service.proto`, which agree. Fields that nothing here reads are
-left out, and protobuf skips them.
+left out: protobuf keeps their bytes and gives them no name.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
+MOST_ELEMENTS = 1000
+"""Of one repeated field, except for pixels; by default a model takes 64 images (`serving.max_images`)."""
+_UNSUPPORTED = ("classification", "shared_memory_region")
+"""Parameters of a tensor that ask for another answer, or for data from elsewhere."""
 
 _TENSOR = {
-    "name": (1, "string"), "datatype": (2, "string"), "shape": (3, "*int64"), "contents": (5, "InferTensorContents"),
+    "name": (1, "string"), "datatype": (2, "string"), "shape": (3, "*int64"), "parameters": (4, "*ParametersEntry"),
+    "contents": (5, "InferTensorContents"),
 }  # fmt: skip
 _NAMED = {"name": (1, "string"), "version": (2, "string")}
 _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
@@ -40,9 +48,10 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "bool_contents": (1, "*bool"), "uint_contents": (4, "*uint32"), "fp32_contents": (6, "*float"),
         "bytes_contents": (8, "*bytes"),
     },
+    "ParametersEntry": {"key": (1, "string")},  # of a map, which travels as a repeated message
     "InferInputTensor": _TENSOR,
     "InferOutputTensor": _TENSOR,
-    "InferRequestedOutputTensor": {"name": (1, "string")},
+    "InferRequestedOutputTensor": {"name": (1, "string"), "parameters": (2, "*ParametersEntry")},
     "ModelInferRequest": {
         "model_name": (1, "string"), "model_version": (2, "string"), "id": (3, "string"),
         "inputs": (5, "*InferInputTensor"), "outputs": (6, "*InferRequestedOutputTensor"),
@@ -86,11 +95,47 @@ def classes(package: str, messages: Mapping[str, Mapping[str, tuple[int, str]]])
 
 
 CLASSES = classes(PACKAGE, _MESSAGES)
+_READING = threading.Lock()
 
 
-def http_request(request: Any) -> tuple[bytes, int]:
-    """The body of the same request over HTTP, and the length of its JSON, behind which the tensor lies as it is.
+@dataclass(frozen=True)
+class Inference:
+    """What a ModelInferRequest asks for."""
 
+    model_name: str
+    model_version: str
+    body: bytes
+    """Of the same request over HTTP: JSON, and the tensor behind it."""
+    json_bytes: int
+    outputs: Sequence[str]
+    """Names of those to answer with; all if there are none."""
+    raw: bool
+    """Answer in `raw_output_contents`, not in `contents`."""
+
+
+def read(method: str, data: bytes) -> Any:
+    """The request of a method: an `Inference` for ModelInfer, or else the message.
+
+    One is read at a time, and none is kept that is refused: a message of empty elements takes 35 times its bytes.
+
+    Raises:
+        InvalidMessage: it is none that can be passed on.
+    """
+    with _READING:
+        try:
+            request = CLASSES[f"{method}Request"].FromString(data)
+        except DecodeError:
+            raise InvalidMessage(f"the message is no {method}Request") from None
+        try:
+            return _inference(request) if method == "ModelInfer" else request
+        except InvalidMessage as invalid:
+            reason = str(invalid)  # the exception itself would keep the message
+        del request
+    raise InvalidMessage(reason)
+
+
+def _inference(request: Any) -> Inference:
+    """
     Args:
         request: ModelInferRequest with one input, in `contents` or in `raw_input_contents`: BYTES (encoded images), or
             UINT8 of shape [N,C,H,W] (pixels). In raw form each element of BYTES stands behind its length, four bytes
@@ -102,13 +147,21 @@ def http_request(request: Any) -> tuple[bytes, int]:
     if len(request.inputs) != 1:
         raise InvalidMessage(f'"inputs" must be one tensor, found {len(request.inputs)}')
     [tensor] = request.inputs
+    outputs = _few("outputs", request.outputs)
+    for each in (tensor, *outputs):
+        for parameter in _few("parameters", each.parameters):
+            if parameter.key in _UNSUPPORTED:
+                raise InvalidMessage(f'the parameter "{parameter.key}" of a tensor is not supported: leave it out')
     data = _data(tensor, request.raw_input_contents)
     described = {
-        "name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape),
+        "name": tensor.name, "datatype": tensor.datatype, "shape": list(_few("inputs[0].shape", tensor.shape)),
         "parameters": {"binary_data_size": len(data)},
     }  # fmt: skip
     head = json.dumps({**({"id": request.id} if request.id else {}), "inputs": [described]}).encode()
-    return head + data, len(head)
+    return Inference(
+        request.model_name, request.model_version, head + data, len(head),
+        [output.name for output in outputs], bool(request.raw_input_contents),
+    )  # fmt: skip
 
 
 def infer_response(document: Mapping[str, Any], requested: Collection[str], raw: bool) -> Any:
@@ -148,13 +201,27 @@ def _data(tensor: Any, raw: Sequence[bytes]) -> bytes:
         raise InvalidMessage(f'"inputs[0].datatype" must be "BYTES" or "UINT8", found {tensor.datatype!r:.100}')
     field = _CONTENTS[tensor.datatype]
     contents = getattr(tensor.contents, field)
+    if len(raw) + bool(contents) != 1 or not (contents or raw[0]):
+        raise InvalidMessage(f'the data of "inputs[0]" must be in "contents.{field}" or in "raw_input_contents"')
+    if raw:
+        return raw[0]
+    if tensor.datatype == "BYTES":
+        _few("contents.bytes_contents", contents)
     try:
-        data = [*raw, *([_RAW[tensor.datatype](contents)] if contents else [])]
+        return _RAW[tensor.datatype](contents)
     except ValueError:
         raise InvalidMessage(f'"contents.{field}" must be whole numbers from 0 to 255') from None
-    if len(data) != 1 or not data[0]:
-        raise InvalidMessage(f'the data of "inputs[0]" must be in "contents.{field}" or in "raw_input_contents"')
-    return data[0]
+
+
+def _few(name: str, values: Sequence[Any]) -> Sequence[Any]:
+    """The values of a repeated field, before anything is made of them.
+
+    Raises:
+        InvalidMessage: they are more than any request has.
+    """
+    if len(values) > MOST_ELEMENTS:
+        raise InvalidMessage(f'"{name}" has {len(values)} elements, more than {MOST_ELEMENTS}')
+    return values
 
 
 def _behind_lengths(elements: Iterable[bytes]) -> bytes:
@@ -165,8 +232,8 @@ _CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_
 """Datatype → field of InferTensorContents."""
 _RAW: dict[str, Callable[[Any], bytes]] = {
     "BYTES": _behind_lengths,
-    "UINT8": lambda values: bytes(list(values)),
+    "UINT8": bytes,
     "FP32": lambda values: struct.pack(f"<{len(values)}f", *values),
-    "BOOL": lambda values: bytes(list(values)),
+    "BOOL": bytes,
 }
 """Datatype → its raw form, as Triton has it."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.cookiejar import DefaultCookiePolicy
+from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,11 +18,13 @@ from requests.exceptions import InvalidHeader
 
 from client.connection import direct_session
 from client.errors import NoAddress
-from client.tokens import is_refused
 from client.torchserve import TorchServe
+from operate.errors import DoorUnusable
+from operate.grpc_door.messages import InvalidMessage
 
-LONGEST_WAIT_S = 60.0
-"""For an answer, however long the caller waits."""
+LONGEST_WAIT_S = 30.0
+"""For an answer, however long the caller waits; an edge gives up after as long (deploy/nginx/nginx.conf)."""
+CONNECT_TIMEOUT_S = 2.0
 PASSED = ("authorization", "traceparent", "x-request-id", "x-top-k")
 """Metadata of a call that become headers."""
 CODES = {
@@ -58,13 +64,18 @@ class Upstream:
 
     Raises:
         NoAddress: its URL is none.
+        DoorUnusable: its URL holds credentials.
     """
 
     def __init__(self, server: TorchServe, connections: int) -> None:
-        if urlsplit(server.url).scheme not in ("http", "https"):
+        address = urlsplit(server.url)
+        if "@" in address.netloc:
+            raise DoorUnusable("--url has a user or password, which every caller would share: name the address alone")
+        if address.scheme not in ("http", "https"):
             raise NoAddress(server.url)
         self._url = server.url
         self._session = direct_session(server.certificate_authority)
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # they would be other callers'
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
 
@@ -85,19 +96,26 @@ class Upstream:
             Refused: there is none.
         """
         wait_s = max(0.001, min(context.time_remaining(), LONGEST_WAIT_S))
+        until = time.monotonic() + wait_s
         given = {name: value for name, value in context.invocation_metadata() if name in PASSED}
         # A worker refuses what it could only answer later. An edge replaces this X-Request-Start by its own.
         waits = {"X-Envoy-Expected-Rq-Timeout-Ms": f"{1000 * wait_s:.0f}", "X-Request-Start": f"t={time.time():.3f}"}
         headers = {**given, **waits, **(headers or {})}
         try:
             return self._session.request(
-                method, self._url + path, data=body, headers=headers, timeout=wait_s, allow_redirects=False
+                method,
+                self._url + path,
+                # As a file it is sent in pieces. The timeout to connect also counts for each of them.
+                data=BytesIO(body) if body else None,
+                headers=headers,
+                timeout=(min(CONNECT_TIMEOUT_S, wait_s), wait_s),
+                allow_redirects=False,
             )
-        except InvalidHeader:
+        except (InvalidHeader, UnicodeError):
             raise Refused(StatusCode.INVALID_ARGUMENT, "the metadata of the call cannot be HTTP headers") from None
-        except requests.Timeout:
-            raise Refused(StatusCode.DEADLINE_EXCEEDED, f"no answer within {wait_s:.3g} s") from None
         except requests.RequestException as error:
+            if time.monotonic() >= until:
+                raise Refused(StatusCode.DEADLINE_EXCEEDED, f"no answer within {wait_s:.3g} s") from None
             message = f"the server behind the door does not answer ({type(error).__name__})"
             raise Refused(StatusCode.UNAVAILABLE, message) from None
 
@@ -117,10 +135,23 @@ def document(response: requests.Response) -> Any:
     """Raises:
     Refused: it is no JSON.
     """
-    try:
+    with reading():
         return response.json()
-    except ValueError:
-        raise Refused(StatusCode.INTERNAL, "the server behind the door sends no JSON") from None
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """For what is made of a server's answer.
+
+    Raises:
+        Refused: the answer is of another form.
+    """
+    try:
+        yield
+    except InvalidMessage:
+        raise
+    except Exception:  # another server's answer can fail in any way
+        raise Refused(StatusCode.INTERNAL, "the server's answer is none of this protocol") from None
 
 
 def refusal(response: requests.Response) -> Refused:
@@ -131,7 +162,7 @@ def refusal(response: requests.Response) -> Refused:
     except (ValueError, LookupError, TypeError):
         kind, message = response.reason or "", "the server gives no reason"
     code = CODES.get(response.status_code, StatusCode.INTERNAL)
-    if is_refused(response.status_code, response.content):
+    if (response.status_code, kind) == (400, "InvalidKeyException"):  # TorchServe's, of every token it does not take
         code = StatusCode.UNAUTHENTICATED
     elif kind == "ResourceNotFoundException":  # the server has no such path
         code = StatusCode.UNIMPLEMENTED
