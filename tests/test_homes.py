@@ -197,7 +197,7 @@ def test_triton_is_told_what_the_model_is(repository: Path, known: FinishedRun) 
     model = repository / "digits"
     schema: Any = model_config_pb2
     config = text_format.Parse((model / triton.CONFIG_FILE).read_text(), schema.ModelConfig())
-    assert (config.name, config.backend, config.max_batch_size) == ("digits", "onnxruntime", 16)
+    assert (config.name, config.backend, config.max_batch_size) == ("digits", "onnxruntime", 8)
     assert config.dynamic_batching.max_queue_delay_microseconds == 1000
     session = onnxruntime.InferenceSession(model / triton.VERSION / RunFolder.onnx)
     kinds = {"tensor(uint8)": schema.TYPE_UINT8, "tensor(float)": schema.TYPE_FP32}
