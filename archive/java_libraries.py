@@ -216,7 +216,7 @@ def read(jar: Path = JAR) -> list[Library]:
             for name, (folders, version) in declared.items():
                 if has(folders):
                     found.append(_library(name, *((version, source) if is_known else _UNKNOWN)))
-    return sorted(found)
+    return sorted(found, key=lambda library: (library.group, library.name, library.source))
 
 
 def is_in(folder: str, folders: str) -> bool:

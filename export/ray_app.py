@@ -154,18 +154,15 @@ async def parameters_of(http: HttpRequest) -> fields.Parameters:
         return message
 
     bounded = HttpRequest(http.scope, receive)
-    try:
-        return await fields_of(bounded)
-    except MultiPartException as broken:
-        raise HTTPException(400, f"the form cannot be read: {broken.message}") from None
-
-
-async def fields_of(http: HttpRequest) -> fields.Parameters:
     found: list[tuple[str, Any]] = list(http.query_params.multi_items())
     if http.headers.get("content-type", "").lower().startswith(("multipart/form-data", "application/x-www-form-url")):
-        async with http.form() as form:
-            found += [(name, part if isinstance(part, str) else await part.read()) for name, part in form.multi_items()]
-    elif body := await http.body():
+        try:
+            async with bounded.form() as form:
+                parts = form.multi_items()
+                found += [(name, part if isinstance(part, str) else await part.read()) for name, part in parts]
+        except (MultiPartException, ValueError) as broken:
+            raise HTTPException(400, f"the form cannot be read: {broken}") from None
+    elif body := await bounded.body():
         found.append((fields.RAW_BODY, body))
     return [
         {"name": name, "value": value, "contentType": None if isinstance(value, str) else "application/octet-stream"}

@@ -68,7 +68,7 @@ def config(recipe: ServedRecipe, name: str) -> dict[str, Any]:
         "name": "Server",
         **({"num_replicas": section.workers} if section.workers else {"autoscaling_config": scaling}),
         "max_ongoing_requests": 2 * section.batch_size,
-        "max_queued_requests": torchserve_defaults.JOB_QUEUE_SIZE,
+        "max_queued_requests": section.torchserve.get("jobQueueSize", torchserve_defaults.JOB_QUEUE_SIZE),
         "max_surge_percent": 100,  # a new replica is ready before an old one ends
         "max_constructor_retry_count": 1,  # a golden check that fails will fail again
         "ray_actor_options": {"num_cpus": section.threads or 1},

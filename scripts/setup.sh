@@ -24,6 +24,10 @@ for argument in "$@"; do
             ;;
     esac
 done
+if [[ -n $cpu && -e .venv/installed.lock && ! -e .venv/torch.txt ]]; then
+    echo "error: .venv has PyTorch with CUDA: remove the folder, then call $0 --cpu again" >&2
+    exit 1
+fi
 # The development lock holds everything that the other one does.
 for installed in "$lock" requirements-dev.lock; do
     cmp -s "$installed" .venv/installed.lock && exit 0
@@ -82,6 +86,7 @@ if [[ -n $cpu ]]; then
     .venv/bin/python -m pip check
 else
     install --require-hashes --requirement "$lock"
+    rm -f .venv/torch.txt
 fi
 # On all cores, which pip does not use. Python would compile what it imports, but not where PYTHONDONTWRITEBYTECODE is set
 # or a server's user may not write: there each start would compile PyTorch anew, for 4 s.

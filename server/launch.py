@@ -31,13 +31,12 @@ import sys
 sys.path = [folder for folder in sys.path if folder]
 sys.executable = sys.argv.pop(1)
 from ts import model_server
-model_server.platform.system = lambda: "Windows"
+model_server.platform.system = lambda: "Windows"  # elsewhere the run directory begins Java's class path
 model_server.start()
 """
 """TorchServe's own. Its first argument is what Java starts workers with in place of Python.
 
-Neither Python nor Java loads code from the run directory: TorchServe begins Java's class path with it on every system
-but Windows."""
+Neither Python nor Java loads code from the run directory."""
 WORKER_PROGRAM = Path(__file__).with_name("worker.sh")
 _LOOK_INTERVAL_S = 1.0
 _POLL_INTERVAL_S = 0.05

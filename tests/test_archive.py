@@ -153,12 +153,12 @@ def test_an_archive_serves_as_its_recipe_says(own_run: Path, tmp_path: Path) -> 
     assert serving.outdated(own_run) == []
     replaced(own_run, "recipe.yaml", "top_k: 5", "top_k: 3")
     replaced(own_run, "recipe.yaml", "torchserve: {}", "torchserve: {startupTimeout: 9}")
-    replaced(own_run, "model-config.yaml", "batchSize: 16", "batchSize: 4\njobQueueSize: 7")
+    replaced(own_run, "model-config.yaml", "batchSize: 8", "batchSize: 4\njobQueueSize: 7")
     built = build(own_run, MODEL, "1.0", tmp_path)
     assert sorted(built.rewritten) == ["batchSize", "handler.top_k", "jobQueueSize", "startupTimeout"]
     with zipfile.ZipFile(built.path) as archive:
         config = yaml.safe_load(archive.read("model-config.yaml"))
-    assert (config["batchSize"], config["startupTimeout"], config["handler"]["top_k"]) == (16, 9, 3)
+    assert (config["batchSize"], config["startupTimeout"], config["handler"]["top_k"]) == (8, 9, 3)
     assert "jobQueueSize" not in config
     assert serving.outdated(own_run) == []
 

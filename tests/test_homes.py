@@ -271,12 +271,13 @@ def test_a_ray_application_has_all_that_it_imports(run: Path, tmp_path: Path) ->
 
 
 def test_replicas_follow_the_recipe(own_run: Path) -> None:
-    """Without `serving.workers` Ray scales with the load, up to the cores."""
-    serving.change(own_run, workers=None, threads=2)
+    """Without `serving.workers` Ray scales with the load, up to the cores; the queue is as long as under TorchServe."""
+    serving.change(own_run, workers=None, threads=2, torchserve={"jobQueueSize": 7})
     [deployment] = ray_serve.config(serving.read(own_run), "digits")["applications"][0]["deployments"]
     assert "num_replicas" not in deployment
     assert deployment["autoscaling_config"]["max_replicas"] == cores()
     assert deployment["ray_actor_options"] == {"num_cpus": 2}
+    assert deployment["max_queued_requests"] == 7
 
 
 def test_a_second_ray_export_keeps_settings_and_token(run: Path, tmp_path: Path) -> None:

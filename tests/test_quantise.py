@@ -242,7 +242,7 @@ def test_the_command_prints_the_numbers_either_way(own_run: Path, tmp_path: Path
     assert kept.returncode == 0, kept.stderr
     assert kept.stderr == ""
     assert "same answers" in kept.stdout
-    assert "batch 16" in kept.stdout
+    assert "batch 8" in kept.stdout
     assert kept.stdout.splitlines()[-1] == f"wrote {own_run / RunFolder.int8}; next: scripts/archive.sh {own_run}"
     refused = invoke(quantise_command.app, own_run, "--min-speedup", "1000", "--images", "64", "--json")
     assert refused.exit_code == 3

@@ -106,8 +106,11 @@ def test_an_up_to_date_environment_is_left_alone(bare: Path, tmp_path: Path) -> 
 
 def test_pytorch_for_the_cpu_comes_from_the_index_that_is_named(noted: Path, tmp_path: Path) -> None:
     """It alone, after all the rest by their hashes; and without a name nothing is installed."""
-    (tmp_path / ".venv" / "installed.lock").unlink()
     setup = noted.with_name("setup.sh")
+    code, _, complaint = called(setup, "--cpu")
+    assert (code, complaint.count("\n")) == (1, 1)
+    assert ".venv has PyTorch with CUDA: remove the folder" in complaint
+    (tmp_path / ".venv" / "installed.lock").unlink()
     code, _, complaint = called(setup, "--cpu")
     assert (code, complaint.count("\n")) == (1, 1)
     assert "TORCH_INDEX_URL=" in complaint
@@ -122,7 +125,7 @@ def test_pytorch_for_the_cpu_comes_from_the_index_that_is_named(noted: Path, tmp
     ]
     assert {f"deploy/docker/requirements.py {kind}" for kind in ("cpu", "torch")} <= set(calls)
     assert calls[-1] == "-m compileall -qq -j 0 .venv/lib"
-    assert called(setup) == (0, "", "")
+    assert called(setup) == called(setup, "--cpu") == (0, "", "")
 
 
 @pytest.fixture

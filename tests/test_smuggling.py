@@ -97,7 +97,7 @@ REFUSED_BY_TORCHSERVE = {
     "chunk size below zero", "chunk size with a prefix", "chunk size with an underscore", "bare CR in the head",
     "NUL in a name", "NUL in a value",
 }  # fmt: skip
-"""What it does not take for two requests, also without an edge."""
+"""What TorchServe alone does not read as two requests."""
 
 
 @dataclass
@@ -167,11 +167,11 @@ def answers_to(address: tuple[str, int], request: bytes) -> bytes:
     """All that comes back for these bytes, until nothing more does."""
     with closing(socket.create_connection(address, timeout=20)) as connection:
         connection.sendall(request)
-        connection.settimeout(1)
         answered = b""
         with suppress(TimeoutError, ConnectionResetError):
             while data := connection.recv(65536):
                 answered += data
+                connection.settimeout(1)
     return answered
 
 
@@ -208,7 +208,7 @@ def test_torchserve_sees_one_request_for_each_that_the_edge_let_pass(
     if door:
         port, attack = port + 3, attack.replace(f"/predictions/{MODEL}".encode(), b"/invocations")
     answered = statuses(answers_to((host, port), attack))
-    assert len(answered) <= 2
+    assert 1 <= len(answered) <= (1 if door else 2)  # the door ends each connection
     assert 200 not in answered
     sent = [bytes(stream[start:]) for stream, start in zip(tap.sent, [*before, *[0] * len(tap.sent)], strict=False)]
     lines = [line for stream in sent for line in requests_in(stream)]
@@ -224,7 +224,11 @@ def test_honest_requests_pass_by_the_same_way(edge_and_tap: tuple[RunningEdge, T
     chunked = HEAD + f"Transfer-Encoding: chunked\r\n\r\n{len(digit):x};x=1\r\n".encode() + digit + b"\r\n0\r\n\r\n"
     before = len([line for stream in tap.sent for line in requests_in(bytes(stream))])
     assert statuses(answers_to(edge.address, whole + chunked)) == [200, 200]
-    assert len([line for stream in tap.sent for line in requests_in(bytes(stream))]) >= before + 2
+    host, port = edge.address
+    for request in (whole, chunked):
+        request = request.replace(f"/predictions/{MODEL}".encode(), b"/invocations")
+        assert statuses(answers_to((host, port + 3), request)) == [200]
+    assert len([line for stream in tap.sent for line in requests_in(bytes(stream))]) >= before + 4
 
 
 def test_the_edge_asks_one_request_after_another(edge_and_tap: tuple[RunningEdge, Tap]) -> None:
@@ -266,10 +270,11 @@ def test_a_form_of_a_browser_is_refused(edge_and_tap: tuple[RunningEdge, Tap], t
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_torchserve_alone_answers_the_hidden_request(torchserve: RunningServer, name: str) -> None:
-    """The control: it goes by chunks that are none, and answers 404 for what another reader would have taken for a
-    body."""
+    """The control: it answers 404 for what another reader would have taken for a body, or for a request of its own."""
     host, _, port = torchserve.inference_url.removeprefix("http://").partition(":")
     token = Tokens(torchserve.key_file, {}).token("inference").value.encode()
     hidden = HIDDEN.replace(b"\r\n\r\n", b"\r\nAuthorization: Bearer " + token + b"\r\n\r\n")
     attack = ATTACKS[name].replace(HIDDEN, hidden).replace(KEY.encode(), token)
-    assert (404 in statuses(answers_to((host, int(port)), attack))) is (name not in REFUSED_BY_TORCHSERVE)
+    answered = statuses(answers_to((host, int(port)), attack))
+    assert answered
+    assert (404 in answered) is (name not in REFUSED_BY_TORCHSERVE)

@@ -240,7 +240,7 @@ def check_untouched(server: RunningServer, store: Path) -> None:
     assert [file.name for file in store.iterdir()] == [f"{MODEL}.mar"]
     assert server.client().versions(MODEL) == ["1.0"]
     description = server.client().describe(MODEL)
-    assert (description["modelVersion"], description["batchSize"], len(description["workers"])) == ("1.0", 16, 1)
+    assert (description["modelVersion"], description["batchSize"], len(description["workers"])) == ("1.0", 8, 1)
 
 
 def command_line(server: RunningServer, store: Path, *arguments: str | Path) -> list[str]:

@@ -105,7 +105,7 @@ class Upstream:
             return self._session.request(
                 method,
                 self._url + path,
-                # As a file it is sent in pieces. The timeout to connect also counts for each of them.
+                # As a file it is sent in pieces: the timeout to connect also limits each send.
                 data=BytesIO(body) if body else None,
                 headers=headers,
                 timeout=(min(CONNECT_TIMEOUT_S, wait_s), wait_s),
@@ -151,7 +151,7 @@ def reading() -> Iterator[None]:
     except InvalidMessage:
         raise
     except Exception:  # another server's answer can fail in any way
-        raise Refused(StatusCode.INTERNAL, "the server's answer is none of this protocol") from None
+        raise Refused(StatusCode.INTERNAL, "the server's answer does not follow this protocol") from None
 
 
 def refusal(response: requests.Response) -> Refused:
