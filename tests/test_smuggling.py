@@ -164,14 +164,16 @@ def requests_in(stream: bytes) -> list[bytes]:
 
 
 def answers_to(address: tuple[str, int], request: bytes) -> bytes:
-    """All that comes back for these bytes, until nothing more does."""
-    with closing(socket.create_connection(address, timeout=20)) as connection:
+    """All that comes back for these bytes, until the connection ends or nothing more comes; something must."""
+    answered = b""
+    with closing(socket.create_connection(address, timeout=20)) as connection, suppress(ConnectionResetError):
         connection.sendall(request)
-        answered = b""
-        with suppress(TimeoutError, ConnectionResetError):
+        try:
             while data := connection.recv(65536):
                 answered += data
                 connection.settimeout(1)
+        except TimeoutError:
+            assert answered, "neither an answer nor an end"
     return answered
 
 
@@ -276,5 +278,4 @@ def test_torchserve_alone_answers_the_hidden_request(torchserve: RunningServer, 
     hidden = HIDDEN.replace(b"\r\n\r\n", b"\r\nAuthorization: Bearer " + token + b"\r\n\r\n")
     attack = ATTACKS[name].replace(HIDDEN, hidden).replace(KEY.encode(), token)
     answered = statuses(answers_to((host, int(port)), attack))
-    assert answered
     assert (404 in answered) is (name not in REFUSED_BY_TORCHSERVE)
