@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,15 +53,3 @@ def _asked(folder: Path) -> re.Match[str] | None:
         capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=True,
     ).stderr  # fmt: skip
     return _VERSION.search(said)
-
-
-def others_who_write(run_dir: Path) -> list[str]:
-    """A warning where other users may write into the folder that holds the tokens and logs; otherwise none."""
-    if not run_dir.is_dir():
-        return []
-    status = run_dir.stat()
-    foreign = status.st_uid not in (0, os.getuid())
-    if foreign or status.st_mode & stat.S_IWOTH:
-        others = "another user owns it" if foreign else "every user may write there"
-        return [f"{run_dir}: {others}, and so can replace the server's tokens and logs: give another --run-dir"]
-    return []

@@ -17,7 +17,7 @@ from archive.errors import ArchiveError, SignatureError
 from archive.verify import opened
 from client.errors import ClientError, NotReady
 from client.torchserve import TorchServe
-from server import effective, environment, forkserver, java, processes, store
+from server import effective, environment, forkserver, processes, store
 from server.config import ROOT, ServerConfig
 from server.effective import ModelSettings
 from server.environment import LogFormat
@@ -92,7 +92,7 @@ def start(
         raise ConfigError(f"no archive in {model_store}: scripts/archive.sh RUN_FOLDER puts one there")
     config = ServerConfig.read(config_file).with_absolute_paths()
     archives, models, refused = _good(archives, config)
-    warnings += [*java.others_who_write(run_dir), *refused]
+    warnings += [*processes.others_who_write(run_dir), *refused]
     warnings += [f"{model.name}: {note}" for model in models for note in model.notes]
     for warning in warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 import time
 import zlib
@@ -130,6 +131,18 @@ def check_temp_dir(run_dir: Path) -> None:
             f"TMPDIR is {temp.parent}, of {length} bytes, and the workers' sockets lie below: set it to a folder whose "
             f"path has {longest} bytes at most, such as /tmp"
         )
+
+
+def others_who_write(run_dir: Path) -> list[str]:
+    """A warning where other users may write into the folder that holds the tokens and logs; otherwise none."""
+    if not run_dir.is_dir():
+        return []
+    status = run_dir.stat()
+    foreign = status.st_uid not in (0, os.getuid())
+    if foreign or status.st_mode & stat.S_IWOTH:
+        others = "another user owns it" if foreign else "every user may write there"
+        return [f"{run_dir}: {others}, and so can replace the server's tokens and logs: give another --run-dir"]
+    return []
 
 
 def make_temp_dir(run_dir: Path) -> Path:

@@ -101,9 +101,9 @@ def test_a_java_home_that_will_not_do_is_named(
 
 def test_a_run_directory_that_others_may_write_to_is_named(tmp_path: Path) -> None:
     """In a warning; one of the user's own passes."""
-    assert java.others_who_write(tmp_path) == []
+    assert processes.others_who_write(tmp_path) == []
     tmp_path.chmod(0o777)
-    assert java.others_who_write(tmp_path)[0].startswith(f"{tmp_path}: every user may write there")
+    assert processes.others_who_write(tmp_path)[0].startswith(f"{tmp_path}: every user may write there")
 
 
 @pytest.mark.server

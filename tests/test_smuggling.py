@@ -198,6 +198,12 @@ def edge_and_tap(
         yield edge, tap
 
 
+def at_the_door(edge: RunningEdge, request: bytes) -> tuple[tuple[str, int], bytes]:
+    """Where the edge's door listens, and the request with its path."""
+    host, port = edge.address
+    return (host, port + 3), request.replace(f"/predictions/{MODEL}".encode(), b"/invocations")
+
+
 @pytest.mark.parametrize("door", [False, True], ids=["edge", "door"])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_torchserve_sees_one_request_for_each_that_the_edge_let_pass(
@@ -206,10 +212,7 @@ def test_torchserve_sees_one_request_for_each_that_the_edge_let_pass(
     """Written anew by the edge, with one length; and the hidden request arrives as none."""
     edge, tap = edge_and_tap
     before = [len(stream) for stream in tap.sent]
-    (host, port), attack = edge.address, ATTACKS[name]
-    if door:
-        port, attack = port + 3, attack.replace(f"/predictions/{MODEL}".encode(), b"/invocations")
-    answered = statuses(answers_to((host, port), attack))
+    answered = statuses(answers_to(*(at_the_door(edge, ATTACKS[name]) if door else (edge.address, ATTACKS[name]))))
     assert 1 <= len(answered) <= (1 if door else 2)  # the door ends each connection
     assert 200 not in answered
     sent = [bytes(stream[start:]) for stream, start in zip(tap.sent, [*before, *[0] * len(tap.sent)], strict=False)]
@@ -226,10 +229,8 @@ def test_honest_requests_pass_by_the_same_way(edge_and_tap: tuple[RunningEdge, T
     chunked = HEAD + f"Transfer-Encoding: chunked\r\n\r\n{len(digit):x};x=1\r\n".encode() + digit + b"\r\n0\r\n\r\n"
     before = len([line for stream in tap.sent for line in requests_in(bytes(stream))])
     assert statuses(answers_to(edge.address, whole + chunked)) == [200, 200]
-    host, port = edge.address
     for request in (whole, chunked):
-        request = request.replace(f"/predictions/{MODEL}".encode(), b"/invocations")
-        assert statuses(answers_to((host, port + 3), request)) == [200]
+        assert statuses(answers_to(*at_the_door(edge, request))) == [200]
     assert len([line for stream in tap.sent for line in requests_in(bytes(stream))]) >= before + 4
 
 
